@@ -1,0 +1,62 @@
+"""Checks, tests and measurements, in the environment nox itself runs in."""
+
+from __future__ import annotations
+
+import nox
+
+nox.options.default_venv_backend = "none"
+nox.options.sessions = ["lint", "types", "tests"]
+
+STUBS = ["mlx.nn", "mlx.utils", "mlx_whisper"]
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and format."""
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types, and the stubs against what they describe."""
+    session.run("mypy")
+    session.run(
+        "python", "-m", "mypy.stubtest", *STUBS, "--ignore-missing-stub", "--concise",
+        "--mypy-config-file", "pyproject.toml", env={"MYPYPATH": "stubs"},
+    )  # fmt: skip
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests; arguments after -- go to pytest."""
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure loading against mlx_whisper and the floor; needs the dependency group `bench`."""
+    session.run("python", "-m", "bench.cold", *session.posargs)
+    session.run("python", "-m", "bench.gap")
+    session.run("python", "-m", "bench.first", "tiny:int4", "--runs", "3")
+    session.run("python", "-m", "bench.corpus")
+    session.run("pytest", "bench/test_load.py", "-p", "no:cacheprovider", "--benchmark-only")
+    session.run("python", "-m", "bench.timeline", "bench/timeline.png")
+
+
+@nox.session
+def wer(session: nox.Session) -> None:
+    """Measure word error rates; needs the dependency group `wer`."""
+    session.run("python", "-m", "bench.wer", *session.posargs)
+
+
+@nox.session
+def long_audio(session: nox.Session) -> None:
+    """Measure the memory of an hour of speech against a minute's."""
+    session.run("python", "-m", "bench.long_audio", *session.posargs)
+
+
+@nox.session
+def equality(session: nox.Session) -> None:
+    """Compare with mlx_whisper on audio files: nox -s equality -- FILE ..."""
+    session.run("python", "-m", "bench.equality", *session.posargs)

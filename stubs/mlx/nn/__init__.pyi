@@ -1,0 +1,52 @@
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+
+class Module(dict[str, Any]):
+    def __init__(self) -> None: ...
+    def __getattr__(self, key: str) -> Any: ...
+    def update(self, parameters: dict[str, Any], strict: bool = True) -> Module: ...  # type: ignore[override]
+    def parameters(self) -> dict[str, Any]: ...
+
+class Linear(Module):
+    def __init__(self, input_dims: int, output_dims: int, bias: bool = True) -> None: ...
+
+class Embedding(Module):
+    def __init__(self, num_embeddings: int, dims: int) -> None: ...
+
+class QuantizedLinear(Module):
+    group_size: int
+    bits: int
+    def __init__(
+        self,
+        input_dims: int,
+        output_dims: int,
+        bias: bool = True,
+        group_size: int | None = None,
+        bits: int | None = None,
+        mode: str = "affine",
+    ) -> None: ...
+
+class QuantizedEmbedding(Module):
+    group_size: int
+    bits: int
+    def __init__(
+        self,
+        num_embeddings: int,
+        dims: int,
+        group_size: int | None = None,
+        bits: int | None = None,
+        mode: str = "affine",
+    ) -> None: ...
+
+def gelu(x: mx.array) -> mx.array: ...
+def quantize(
+    model: Module,
+    group_size: int | None = None,
+    bits: int | None = None,
+    *,
+    mode: str = "affine",
+    quantize_input: bool = False,
+    class_predicate: Callable[[str, Module], bool | dict[str, Any]] | None = None,
+) -> None: ...
