@@ -1,0 +1,1 @@
+"""The functional core: no thread, loop, clock, environment, network or hidden state."""
