@@ -1,0 +1,126 @@
+"""Open a Whisper speech model on MLX, without the event loop noticing.
+
+Names are resolved when they are first used: `import fastwhisper` alone imports neither MLX
+nor anyio.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastwhisper.core.checkpoint import Checkpoint, inspect_checkpoint
+    from fastwhisper.core.params import apply_params, build_module
+    from fastwhisper.core.repos import resolve_repo
+    from fastwhisper.core.shards import read_shards
+    from fastwhisper.errors import (
+        AudioError,
+        BackendMissingError,
+        FastWhisperError,
+        HubUnavailableError,
+        InvalidModelFormatError,
+        LoadingFailedError,
+        LoadingTimeoutError,
+        ModelNotFoundError,
+        ModelNotReadyError,
+        QuantizationFallbackError,
+        QuantizedModelNotAvailableError,
+        SessionClosedError,
+        TokenizationFailedError,
+    )
+    from fastwhisper.loading import load, load_model
+    from fastwhisper.readiness import LoadResult, Readiness
+    from fastwhisper.session import Session, open
+    from fastwhisper.values import (
+        Closed,
+        Dimensions,
+        Failed,
+        Loading,
+        LoadingState,
+        LoadOptions,
+        LoadOverrides,
+        LoadStats,
+        ModulePrecision,
+        Progress,
+        Quantization,
+        Ready,
+        Segment,
+        Span,
+        Transcription,
+        WhisperModel,
+        Word,
+    )
+
+__all__ = [
+    "AudioError",
+    "BackendMissingError",
+    "Checkpoint",
+    "Closed",
+    "Dimensions",
+    "Failed",
+    "FastWhisperError",
+    "HubUnavailableError",
+    "InvalidModelFormatError",
+    "LoadOptions",
+    "LoadOverrides",
+    "LoadResult",
+    "LoadStats",
+    "Loading",
+    "LoadingFailedError",
+    "LoadingState",
+    "LoadingTimeoutError",
+    "ModelNotFoundError",
+    "ModelNotReadyError",
+    "ModulePrecision",
+    "Progress",
+    "Quantization",
+    "QuantizationFallbackError",
+    "QuantizedModelNotAvailableError",
+    "Readiness",
+    "Ready",
+    "Segment",
+    "Session",
+    "SessionClosedError",
+    "Span",
+    "TokenizationFailedError",
+    "Transcription",
+    "WhisperModel",
+    "Word",
+    "apply_params",
+    "build_module",
+    "inspect_checkpoint",
+    "load",
+    "load_model",
+    "open",
+    "read_shards",
+    "resolve_repo",
+]
+
+_MODULES = {
+    "Checkpoint": "core.checkpoint",
+    "LoadResult": "readiness",
+    "Readiness": "readiness",
+    "Session": "session",
+    "apply_params": "core.params",
+    "build_module": "core.params",
+    "inspect_checkpoint": "core.checkpoint",
+    "load": "loading",
+    "load_model": "loading",
+    "open": "session",
+    "read_shards": "core.shards",
+    "resolve_repo": "core.repos",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = _MODULES.get(name, "errors" if name.endswith("Error") else "values")
+    value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

