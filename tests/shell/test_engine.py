@@ -1,0 +1,265 @@
+"""The engine's threads: results, errors, cancellation, forks, leaving, imports."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from functools import partial
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from fastwhisper import engine, upstream
+from fastwhisper.engine import Lane
+from fastwhisper.errors import BackendMissingError, LoadingFailedError
+
+pytestmark = pytest.mark.anyio
+
+
+def run_python(code: str, *, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+async def test_returns_what_the_function_returns() -> None:
+    """A job's result reaches the task that asked for it."""
+    assert await engine.run(lambda: 6 * 7, Lane.READ) == 42
+
+
+async def test_raises_what_the_function_raises() -> None:
+    """A job's exception is raised bare where it was asked for."""
+    error = ZeroDivisionError("from the job")
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        await engine.run(fail, Lane.COMPUTE)
+    assert caught.value is error
+
+
+async def test_the_loop_runs_on_while_a_job_runs() -> None:
+    """A job that takes its time leaves the event loop free."""
+    release = threading.Event()
+    async with anyio.create_task_group() as group:
+        group.start_soon(engine.run, release.wait, Lane.READ)
+        await anyio.wait_all_tasks_blocked()
+        release.set()
+
+
+async def test_compute_runs_one_job_at_a_time() -> None:
+    """Two compute jobs never overlap."""
+    inside = 0
+    most = 0
+
+    def job() -> None:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        inside -= 1
+
+    async with anyio.create_task_group() as group:
+        for _ in range(20):
+            group.start_soon(engine.run, job, Lane.COMPUTE)
+    assert most == 1
+
+
+async def test_cancelling_stops_the_job_at_its_next_check() -> None:
+    """A cancelled caller waits for its job, and the job ends at its next check."""
+    begun = threading.Event()
+    stopped = threading.Event()
+
+    def job() -> None:
+        begun.set()
+        try:
+            while True:
+                engine.check()
+        except engine.Stopped:
+            stopped.set()
+            raise
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(engine.run, job, Lane.READ)
+        await engine.run(begun.wait, Lane.COMPUTE)
+        group.cancel_scope.cancel()
+    assert stopped.is_set()
+
+
+async def test_a_queued_job_of_a_cancelled_caller_never_begins() -> None:
+    """Who gives up while queueing is free at once, and the job is never run."""
+    release = threading.Event()
+    ran: list[int] = []
+    async with anyio.create_task_group() as group:
+        group.start_soon(engine.run, release.wait, Lane.COMPUTE)
+        await anyio.wait_all_tasks_blocked()
+        async with anyio.create_task_group() as queued:
+            queued.start_soon(engine.run, partial(ran.append, 1), Lane.COMPUTE)
+            await anyio.wait_all_tasks_blocked()
+            queued.cancel_scope.cancel()
+        release.set()
+    await engine.run(lambda: None, Lane.COMPUTE)
+    assert ran == []
+
+
+async def test_is_a_checkpoint_even_when_cancelled_before() -> None:
+    """In a cancelled scope nothing is queued at all."""
+    ran: list[int] = []
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await engine.run(partial(ran.append, 1), Lane.READ)
+    assert scope.cancelled_caught
+    assert ran == []
+
+
+async def test_an_array_made_in_a_job_can_be_used_anywhere() -> None:
+    """What a job evaluates is usable in another lane and in the caller's thread."""
+    import mlx.core as mx  # noqa: PLC0415  after the engine has begun
+
+    def add_one(array: mx.array) -> object:
+        return (array + 1).tolist()
+
+    def make() -> mx.array:
+        array = mx.arange(4) * 2
+        mx.eval(array)
+        return array
+
+    array = await engine.run(make, Lane.READ)
+    assert await engine.run(partial(add_one, array), Lane.COMPUTE) == [1, 3, 5, 7]
+    assert add_one(array) == [1, 3, 5, 7]
+
+
+def test_blocks_a_plain_thread_until_the_job_is_done() -> None:
+    """A thread without a loop gets its result as well."""
+    assert engine.run_blocking(lambda: threading.current_thread().name, Lane.COMPUTE).startswith(
+        "fastwhisper-compute"
+    )
+
+
+def test_a_job_may_ask_the_engine() -> None:
+    """A blocking call from the engine's own thread runs in place instead of deadlocking."""
+    nested = partial(engine.run_blocking, lambda: "inner", Lane.COMPUTE)
+    assert engine.run_blocking(nested, Lane.COMPUTE) == "inner"
+
+
+def test_the_count_of_threads_is_final_after_the_first_job() -> None:
+    """Jobs asked for from 200 threads add no thread that stays."""
+    engine.run_blocking(lambda: None, Lane.READ)
+    before = threading.active_count()
+    threads = [
+        threading.Thread(target=engine.run_blocking, args=(lambda: None, Lane.READ))
+        for _ in range(200)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert threading.active_count() == before
+
+
+def test_a_forked_child_gets_an_error_instead_of_a_hang() -> None:
+    """After a fork MLX can't be used, and the engine says so."""
+    done = run_python(
+        "import os, sys, warnings\n"
+        "warnings.simplefilter('ignore')\n"
+        "from fastwhisper import engine, errors\n"
+        "engine.run_blocking(lambda: None, engine.Lane.READ)\n"
+        "if os.fork() == 0:\n"
+        "    try:\n"
+        "        engine.run_blocking(lambda: None, engine.Lane.READ)\n"
+        "    except errors.LoadingFailedError as error:\n"
+        "        os._exit(0 if 'spawn' in str(error) else 1)\n"
+        "    os._exit(2)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))\n"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_leaving_the_interpreter_stops_a_running_job() -> None:
+    """A job in flight at exit ends at its next check, and the process exits 0."""
+    done = run_python(
+        "import threading\n"
+        "from fastwhisper import engine, upstream\n"
+        "begun = threading.Event()\n"
+        "def job():\n"
+        "    begun.set()\n"
+        "    while True: engine.check()\n"
+        "engine.submit(job, engine.Lane.READ)\n"
+        "begun.wait()\n"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_imports_mlx_whisper_without_its_heavy_parts() -> None:
+    """numba, scipy, torch, tqdm and the Hub's API stay out until they are used, then work."""
+    done = run_python(
+        "import sys\n"
+        "from fastwhisper import engine, upstream\n"
+        "engine.run_blocking(upstream.import_mlx_whisper, engine.Lane.COMPUTE)\n"
+        "heavy = {'numba', 'scipy', 'torch', 'tqdm', 'huggingface_hub'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        "import mlx_whisper\n"
+        "assert mlx_whisper.load_models.load_model.__module__ == 'mlx_whisper.load_models'\n"
+        "assert mlx_whisper.load_models.Path\n"
+        "import mlx_whisper.timing as timing\n"
+        "assert mlx_whisper.timing is timing and timing.numba\n"
+        "assert mlx_whisper.transcribe.__module__ == 'mlx_whisper.transcribe'\n"
+        "assert sys.modules['mlx_whisper.transcribe'].ModelHolder.model is None\n"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from mlx_whisper.transcribe import transcribe",
+        "from mlx_whisper import transcribe",
+        "import mlx_whisper.transcribe; transcribe = mlx_whisper.transcribe",
+        "from mlx_whisper.transcribe import ModelHolder; from mlx_whisper import transcribe",
+        "import mlx_whisper; transcribe = getattr(mlx_whisper, 'transcribe')",
+    ],
+)
+def test_upstreams_function_is_found_under_every_import(line: str) -> None:
+    """`mlx_whisper.transcribe` is the function, however it is imported after us."""
+    done = run_python(
+        "from fastwhisper import upstream\n"
+        "upstream.import_mlx_whisper()\n"
+        f"{line}\n"
+        "import inspect\n"
+        "assert 'word_timestamps' in inspect.signature(transcribe).parameters\n"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_leaves_an_imported_mlx_whisper_alone() -> None:
+    """A package the host imported first is not touched."""
+    done = run_python(
+        "import sys, mlx_whisper\n"
+        "before = dict(vars(mlx_whisper))\n"
+        "from fastwhisper import engine, upstream\n"
+        "engine.run_blocking(upstream.import_mlx_whisper, engine.Lane.COMPUTE)\n"
+        "assert dict(vars(mlx_whisper)) == before\n"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_names_the_extra_when_mlx_has_no_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a backend the error says which extra to install."""
+    monkeypatch.setitem(sys.modules, "mlx.core", None)
+    monkeypatch.setattr(sys, "platform", "linux")
+    with pytest.raises(BackendMissingError, match=r"fastwhisper\[cpu\]"):
+        upstream.import_mlx()
+
+
+def test_refuses_work_in_a_process_forked_from_a_used_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The flag that a fork sets refuses every job."""
+    monkeypatch.setattr(engine, "_forked", True)
+    with pytest.raises(LoadingFailedError, match="forked"):
+        engine.submit(lambda: None, Lane.READ)

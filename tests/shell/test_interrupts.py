@@ -1,0 +1,167 @@
+"""Ctrl-C: in the command, and in programs that open a model."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.shell.gates import STAGES
+from tests.tiny_models import SPEAKING, write_model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+INTERRUPTED = 130
+
+# Holds a stage, which looks whether to stop as the real ones do, or never ends.
+HOLD = r"""
+import importlib, os, sys, time
+from fastwhisper import engine
+
+target, ends, directory, way = sys.argv[1:]
+module, _, name = target.rpartition(".")
+
+def held(*args, **kwargs):
+    os.write(1, b"reached\n")
+    while True:
+        time.sleep(0.002)
+        if ends == "ends":
+            engine.check()
+
+setattr(importlib.import_module(module), name, held)
+"""
+
+COMMAND = """
+from fastwhisper.cli import main
+main(["transcribe", "nothing.wav", "--model", directory])
+"""
+
+PROGRAM = """
+import asyncio
+import anyio, trio
+import fastwhisper
+
+async def blocking():
+    async with fastwhisper.open(directory, warm_up=True):
+        raise AssertionError("the block must not begin")
+
+async def waiting():
+    async with fastwhisper.open(directory, background=True, warm_up=True) as session:
+        await session.wait_until_ready(None)
+
+async def working():
+    async with fastwhisper.open(directory, background=True, warm_up=True):
+        await anyio.sleep_forever()
+
+mains = {"blocking": blocking, "waiting": waiting, "working": working}
+loop, _, main = way.partition(" ")
+try:
+    if loop == "load_model":
+        fastwhisper.load_model(directory)
+    elif loop == "asyncio":
+        asyncio.run(mains[main]())
+    else:
+        trio.run(mains[main])
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+WAYS = ["load_model"] + [
+    f"{loop} {main}" for loop in ("asyncio", "trio") for main in ("blocking", "waiting", "working")
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a one-layer model that can transcribe."""
+    return write_model(tmp_path_factory.mktemp("model"), dimensions=SPEAKING)
+
+
+def interrupt(code: str, *arguments: str | Path, often: bool = False) -> tuple[int, str, str]:
+    """Run code in a fresh interpreter and send it Ctrl-C when it has reached its stage.
+
+    Args:
+        code: What to run.
+        *arguments: Its arguments.
+        often: Press again and again, until the process has ended.
+
+    Returns:
+        Exit status, what it printed after the stage was reached, and its stderr.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "reached\n"
+        process.send_signal(signal.SIGINT)
+        for _ in range(600 if often else 0):
+            try:
+                process.wait(0.1)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        return process.returncode, out.replace("reached\n", ""), err
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("stage", ["locate", "inspect", "read", "import", "build", "apply"])
+def test_the_command_is_interrupted_while_loading(model: Path, stage: str) -> None:
+    """Exit 130, no traceback, not a word."""
+    assert interrupt(HOLD + COMMAND, STAGES[stage], "ends", model, "") == (INTERRUPTED, "", "")
+
+
+@pytest.mark.parametrize("stage", ["locate", "read", "import"])
+def test_a_second_interrupt_ends_the_command_at_once(model: Path, stage: str) -> None:
+    """Also when a step never comes to its end."""
+    done = interrupt(HOLD + COMMAND, STAGES[stage], "never", model, "", often=True)
+    assert done == (INTERRUPTED, "", "")
+
+
+@pytest.mark.parametrize(
+    ("way", "stage"),
+    [(way, "read") for way in WAYS]
+    + [(way, stage) for way in WAYS if "b" in way for stage in ("locate", "build", "apply")],
+)
+def test_a_program_is_interrupted_while_loading(model: Path, way: str, stage: str) -> None:
+    """KeyboardInterrupt comes out bare, and nothing else is said."""
+    assert interrupt(HOLD + PROGRAM, STAGES[stage], "ends", model, way) == (0, "interrupted\n", "")
+
+
+# Not trio: it delivers a second interrupt only to a main task that waits for nothing of its own.
+@pytest.mark.parametrize("way", ["load_model", "asyncio blocking"])
+def test_a_program_that_is_interrupted_again_and_again_ends(model: Path, way: str) -> None:
+    """Even if a step never ends, and the interpreter would wait for it: it never aborts."""
+    done = interrupt(HOLD + PROGRAM, STAGES["read"], "never", model, way, often=True)
+    assert done[0] == INTERRUPTED
+    assert "terminate called" not in done[2]
+
+
+def test_an_interrupted_load_model_leaves_the_process_usable(
+    tiny_model_dir: Callable[..., Path],
+) -> None:
+    """The next load in the same process works."""
+    code = (
+        "import signal, sys, threading\n"
+        "import fastwhisper\n"
+        "from fastwhisper import engine, stages\n"
+        "real = stages.read\n"
+        "def held(*args, **kwargs):\n"
+        "    print('reached', flush=True)\n"
+        "    while True: engine.check()\n"
+        "stages.read = held\n"
+        "try: fastwhisper.load_model(sys.argv[1])\n"
+        "except KeyboardInterrupt: stages.read = real\n"
+        "print(fastwhisper.load_model(sys.argv[1]).dims.n_mels)\n"
+    )
+    assert interrupt(code, tiny_model_dir()) == (0, "80\n", "")
