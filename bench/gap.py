@@ -1,0 +1,97 @@
+"""How long the event loop stands still while a model loads, and how much memory that takes.
+
+usage: python -m bench.gap [--models DIR] [--dtype float16] [--json FILE] [MODEL:QUANT ...]
+
+A task that does nothing but yield measures the longest gap between two of its turns, on
+asyncio and on trio, each in a fresh process. Memory is the peak of the process, less that of
+one that only imports MLX, less the weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+from bench.models import model_directory
+
+LOAD: Final = """
+import json, sys, time, anyio, fastwhisper
+directory, backend, dtype = sys.argv[1:]
+async def main():
+    longest, running = 0.0, True
+    async def watch():
+        nonlocal longest
+        last = time.perf_counter()
+        while running:
+            await anyio.sleep(0)
+            now = time.perf_counter()
+            longest, last = max(longest, now - last), now
+    async with anyio.create_task_group() as group:
+        group.start_soon(watch)
+        await anyio.sleep(0.05)
+        longest = 0.0
+        begin = time.perf_counter()
+        async with fastwhisper.open(directory, dtype=dtype) as session:
+            took = time.perf_counter() - begin
+            stats = session.state.stats
+            running = False
+    print(json.dumps({"gap_s": longest, "load_s": took, "weights": stats.bytes_read}))
+anyio.run(main, backend=backend)
+"""
+BARE: Final = "import mlx.core as mx, mlx.nn; mx.eval(mx.zeros(1))"
+
+
+def run(code: str, *arguments: str) -> tuple[str, int]:
+    """Run a process; give what it printed, and its peak memory in bytes."""
+    read, write = os.pipe()
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=write)
+    os.close(write)
+    with os.fdopen(read) as output:
+        printed = output.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        raise RuntimeError(f"the process ended with {process.returncode}")
+    return printed, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def main() -> None:
+    """Print a line for each model and loop."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "cases",
+        nargs="*",
+        default=["large-v3-turbo:float16", "large-v3-turbo:int4"],
+        metavar="MODEL:QUANT",
+    )
+    parser.add_argument("--models", type=Path)
+    parser.add_argument("--dtype", default="float16")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    rows = []
+    _, bare_bytes = run(BARE)
+    for case in options.cases:
+        model, _, quant = case.partition(":")
+        directory = model_directory(model, quant, options.models)
+        for backend in ("asyncio", "trio"):
+            printed, peak_bytes = run(LOAD, str(directory), backend, options.dtype)
+            row = {"case": case, "backend": backend, **json.loads(printed)}
+            row["overhead"] = (peak_bytes - bare_bytes) / row["weights"] - 1
+            rows.append(row)
+            print(
+                f"{case}\t{backend}\tlongest gap {row['gap_s'] * 1000:.0f} ms of "
+                f"{row['load_s'] * 1000:.0f} ms\tmemory beyond weights and a bare "
+                f"interpreter: {row['overhead']:+.1%} of weights",
+                flush=True,
+            )
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Try recipes: `python -m bench.search --model DIR --out DIR 6:128,4:128,4:128 …`.
+
+A recipe is bits:group size of the embedding, the encoder and the decoder; `rtn` in front of it
+means plain rounding. Every recipe becomes a directory, for `bench.wer --also`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+from unittest import mock
+
+import anyio
+
+from fastwhisper import blas, engine, quantizing
+from fastwhisper.core import recipe as recipes
+from fastwhisper.values import ModulePrecision, Quantization
+
+blas.prepare()
+
+from fastwhisper.core import calibrate  # noqa: E402  imports MLX
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mlx_whisper.whisper import Whisper
+
+    from fastwhisper.core.calibrate import Rounded
+    from fastwhisper.values import Dimensions
+
+
+def main() -> None:
+    """Quantize by each recipe."""
+    parser = argparse.ArgumentParser(description="Quantize by given recipes.")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("recipe", nargs="+")
+    options = parser.parse_args()
+    for text in options.recipe:
+        begin_s = time.perf_counter()
+        out = options.out / text.replace(":", "g").replace(",", "-")
+        if not out.exists():
+            _quantize(options.model, out, text)
+        print(f"{text}: {time.perf_counter() - begin_s:.0f} s", flush=True)
+
+
+def _quantize(model: str, out: Path, text: str) -> None:
+    kinds = [
+        ModulePrecision(*map(int, part.split(":"))) for part in text.removeprefix("rtn").split(",")
+    ]
+
+    def choose(dimensions: Dimensions, *_: object, **__: object) -> dict[str, ModulePrecision]:
+        chosen = recipes.apply_recipe(dimensions, (kinds[0], kinds[1], kinds[2]))
+        print(f"{text}: {recipes.share_of_float16(dimensions, chosen):.2%} of the bytes")
+        return chosen
+
+    rounded = _plainly if text.startswith("rtn") else _CALIBRATED
+    with (
+        mock.patch.object(quantizing, "choose_precision", choose),
+        mock.patch.object(quantizing.Work, "rounded", rounded),
+    ):
+        anyio.run(partial(quantizing.quantize, model, out=out, quant=Quantization.INT4))
+
+
+def _plainly(work: quantizing.Work) -> Iterator[Rounded]:
+    model: Whisper = work.model
+    return calibrate.round_plainly(model, work.precision, check=engine.check)
+
+
+_CALIBRATED = quantizing.Work.rounded
+
+if __name__ == "__main__":
+    main()
