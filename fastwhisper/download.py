@@ -237,7 +237,11 @@ class _Download:
         candidates = [
             path for blob in blobs for path in (blob, blob.with_name(f"{blob.name}.incomplete"))
         ]
-        return sum(path.stat().st_size for path in candidates if path.exists())
+        kept = 0
+        for path in candidates:
+            with contextlib.suppress(FileNotFoundError):  # another task may rename it meanwhile
+                kept += path.stat().st_size
+        return kept
 
     def _transfer(self, file: _File, partial: Path) -> None:
         """Download a file, going on from what an earlier run has left of it."""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 import anyio
 import anyio.lowlevel
 
-from fastwhisper import upstream
+from fastwhisper import tasks, upstream
 from fastwhisper.errors import LoadingFailedError
 
 if TYPE_CHECKING:
@@ -116,7 +116,8 @@ class Job(Generic[T]):
             del function
         self.finished.set()
         if self._notify is not None:
-            with contextlib.suppress(RuntimeError):  # the loop that asked has ended
+            # The loop that asked has ended, in order or by a crash that took its socket.
+            with contextlib.suppress(RuntimeError, OSError):
                 self._notify()
 
     def result(self) -> T:
@@ -171,7 +172,8 @@ class _Threads:
             _prime()
         while (job := jobs.get()) is not None:
             self.running.add(job)
-            job.stop = job.stop or _leaving
+            if _leaving:
+                job.stop = True
             job.execute()
             self.running.discard(job)
             del job
@@ -229,6 +231,7 @@ def submit(
     return job
 
 
+@tasks.uninterrupted
 async def run(function: Callable[[], T], lane: Lane) -> T:
     """Run a function in one of the engine's threads and wait for it.
 
@@ -241,7 +244,7 @@ async def run(function: Callable[[], T], lane: Lane) -> T:
     """
     await anyio.lowlevel.checkpoint_if_cancelled()
     done = anyio.Event()
-    post = on_this_loop()
+    post = tasks.on_this_loop()
     try:
         job = submit(function, lane, notify=lambda: post(done.set))
         del function
@@ -261,6 +264,7 @@ async def run(function: Callable[[], T], lane: Lane) -> T:
         raise
 
 
+@tasks.uninterrupted
 async def run_abandonable(function: Callable[[], T]) -> T:
     """Run a function that waits for the network in a thread of its own.
 
@@ -269,7 +273,7 @@ async def run_abandonable(function: Callable[[], T]) -> T:
     """
     await anyio.lowlevel.checkpoint_if_cancelled()
     done = anyio.Event()
-    post = on_this_loop()
+    post = tasks.on_this_loop()
     job = Job(function, lambda: post(done.set))
     threading.Thread(target=job.execute, name="fastwhisper-download", daemon=True).start()
     try:
@@ -307,19 +311,6 @@ def stop(job: Job[Any]) -> None:
     job.forget()
 
 
-def on_this_loop() -> Callable[[Callable[[], object]], object]:
-    """Give a function that calls another on the running event loop, from any thread.
-
-    anyio's own `from_thread` waits for the loop; these don't, so that a loop that is gone
-    can't hold one of the engine's threads.
-    """
-    native: Any = anyio.lowlevel.current_token().native_token
-    is_trio = hasattr(native, "run_sync_soon")
-    post: Callable[[Callable[[], object]], object]
-    post = native.run_sync_soon if is_trio else native.call_soon_threadsafe
-    return post
-
-
 def check() -> None:
     """Raise `Stopped` inside a job whose caller has gone or whose interpreter is leaving."""
     job = _here.job
@@ -336,7 +327,7 @@ def computes_on_gpu() -> bool:
 async def clear_cache() -> None:
     """Give back the memory that MLX keeps for arrays to come. Not to be cancelled."""
     done = anyio.Event()
-    post = on_this_loop()
+    post = tasks.on_this_loop()
     with contextlib.suppress(SystemExit):  # a process that leaves gives everything back
         job = submit(_clear_cache, Lane.COMPUTE, notify=lambda: post(done.set))
         await done.wait()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import anyio
 
-from fastwhisper import engine, hub, stages, upstream
+from fastwhisper import engine, hub, stages, tasks, upstream
 from fastwhisper.core.repos import parse_quantization
 from fastwhisper.engine import Lane
 from fastwhisper.errors import QuantizedModelNotAvailableError
@@ -38,6 +38,7 @@ __all__ = ["Load", "load", "load_model"]
 _logger = logging.getLogger("fastwhisper")
 
 
+@tasks.uninterrupted
 async def load(
     model: WhisperModel | str | os.PathLike[str],
     *,
@@ -171,6 +172,7 @@ class Load:
         overrides: LoadOverrides,
     ) -> Load:
         """Refuse what can be refused by form, before anything else is done."""
+        tasks.hold_interrupts()
         options = dataclasses.replace(options, **overrides)
         await engine.run(partial(hub.check_form, model, options.quant), Lane.FILES)
         return cls(model, options, on_progress, quant_given="quant" in overrides)
@@ -261,7 +263,7 @@ class Load:
         async def work() -> None:
             self._meter.report("read", 0, checkpoint.total_bytes)
             lanes = checkpoint.split(engine.READERS)
-            await _side_by_side(
+            await tasks.side_by_side(
                 warm_up, prepare_text, build, confirm, *(partial(read, lane) for lane in lanes)
             )
             with self._span("apply"):
@@ -283,6 +285,7 @@ class Load:
         )
         self.readiness.become_ready(built[0], stats)
 
+    @tasks.uninterrupted
     async def finish_in_background(self) -> None:
         """Finish; a failure goes to those who wait, and never to the host's tasks."""
         try:
@@ -330,7 +333,7 @@ class Load:
             await work()
             meter.finish()
 
-        await _side_by_side(working, meter.pump)
+        await tasks.side_by_side(working, meter.pump)
 
     @contextmanager
     def _span(self, name: str) -> Iterator[None]:
@@ -374,27 +377,3 @@ class Load:
         with self._span("warm-up"):
             stages.warm_decoder(kernels, stages.compute_dtype(self.dtype))
         self._meter.report("warm-up", 0, 0)
-
-
-async def _side_by_side(*jobs: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run jobs at once; the first that fails cancels the rest and is raised bare."""
-    failure: BaseException | None = None
-    try:
-        async with anyio.create_task_group() as group:
-            for job in jobs:
-                group.start_soon(_run_and_forget, job)
-    except BaseExceptionGroup as errors:
-        failure = errors
-        while isinstance(failure, BaseExceptionGroup):
-            failure = failure.exceptions[0]
-    if failure is not None:
-        raise failure
-
-
-async def _run_and_forget(job: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run a job; if it is cancelled or fails, let its frames go, which hold what was loaded."""
-    try:
-        await job()
-    except BaseException as error:
-        traceback.clear_frames(error.__traceback__)
-        raise

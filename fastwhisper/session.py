@@ -11,7 +11,7 @@ from weakref import WeakSet
 
 import anyio
 
-from fastwhisper import engine
+from fastwhisper import engine, tasks
 from fastwhisper.decoding import DecodeSettings
 from fastwhisper.engine import Lane
 from fastwhisper.errors import ModelNotReadyError, SessionClosedError
@@ -42,6 +42,7 @@ T = TypeVar("T")
 
 
 @asynccontextmanager
+@tasks.uninterrupted
 async def open(
     model: WhisperModel | str | os.PathLike[str],
     *,
@@ -91,6 +92,9 @@ async def open(
             finally:
                 session.close()
                 group.cancel_scope.cancel()
+    except BaseExceptionGroup as errors:
+        # No error of a load comes this way: KeyboardInterrupt, in a task that trio ran just then.
+        failure = tasks.first_error(errors)
     finally:
         await session.settle()
     if failure is not None:
@@ -100,6 +104,7 @@ async def open(
             del failure
 
 
+@tasks.uninterrupted
 async def _load_in_background(job: Load) -> None:
     await job.finish_in_background()
     if job.keeps_converted and job.readiness.is_ready:
@@ -212,6 +217,7 @@ class Session:
         self._streams.add(stream)
         return stream
 
+    @tasks.uninterrupted
     async def _run(self, function: Callable[[], T], lane: Lane) -> T:
         """Run a job of this session, until the session is left."""
         self._job.readiness.model()

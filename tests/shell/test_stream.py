@@ -19,7 +19,7 @@ import mlx.core as mx
 import pytest
 
 import fastwhisper
-from fastwhisper import SessionClosedError, engine
+from fastwhisper import SessionClosedError, engine, tasks
 from fastwhisper.sampler import Sampler
 from tests.shell.test_audio import wav_bytes
 from tests.shell.test_windows import noise, write_babbler
@@ -198,7 +198,7 @@ async def test_cancelled_as_a_window_ends(
                 return more
 
             with monkeypatch.context() as patched:
-                post = engine.on_this_loop()
+                post = tasks.on_this_loop()
                 patched.setattr(stream, "_keep_next", cancel_at_the_end)
                 await anext(stream)
         assert scope.cancelled_caught
