@@ -1,7 +1,8 @@
 """Try recipes: `python -m bench.search --model DIR --out DIR 6:128,4:128,4:128 …`.
 
 A recipe is bits:group size of the embedding, the encoder and the decoder; `rtn` in front of it
-means plain rounding. Every recipe becomes a directory, for `bench.wer --also`.
+means plain rounding. Every recipe becomes a directory, for `bench.wer --also`, which is told to
+judge it by `--texts bench/search_text.txt`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Speech with its text, for measuring words: synthesized by espeak-ng, and from a package.
 
-The texts in `speech_text.txt` were written for this and are the project's own. None of the
-speech that `fastwhisper quantize` calibrates on is among it.
+The texts were written for this and are the project's own: recipes are chosen by those of
+`search_text.txt`, and words are reported on those of `report_text.txt`, which no choice has seen.
+None of the speech that `fastwhisper quantize` calibrates on is among them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
 
     from fastwhisper.audio import FloatArray
 
-__all__ = ["Utterance", "keep", "kept", "packaged", "speak", "synthesized"]
+__all__ = ["TEXTS", "Utterance", "keep", "kept", "packaged", "speak", "synthesized"]
+
+TEXTS: Final = Path(__file__).with_name("report_text.txt")
+"""What words are reported on."""
 
 VOICES: Final = (
     ("en-us", 165),
@@ -62,9 +66,9 @@ class Utterance:
     samples: FloatArray
 
 
-def synthesized() -> Iterator[Utterance]:
-    """Let espeak-ng read the texts, each in two voices; about 25 s an utterance."""
-    for number, text in enumerate(_texts()):
+def synthesized(texts: Path) -> Iterator[Utterance]:
+    """Let espeak-ng read a file of texts, each in two voices; about 25 s an utterance."""
+    for number, text in enumerate(texts.read_text(encoding="utf-8").splitlines()):
         for reader in range(READERS):
             voice, speed = VOICES[(number + reader * (1 + number // len(VOICES))) % len(VOICES)]
             samples = speak(text, voice, speed)
@@ -93,10 +97,10 @@ def kept(folder: Path) -> Iterator[Utterance]:
         yield Utterance(path.stem, text, group, "en", load_audio(path.with_suffix(".flac")))
 
 
-def keep(folder: Path) -> None:
+def keep(texts: Path, folder: Path) -> None:
     """Write the synthesized speech to a folder, for a machine without espeak-ng."""
     folder.mkdir(parents=True, exist_ok=True)
-    for utterance in synthesized():
+    for utterance in synthesized(texts):
         (folder / f"{utterance.name}.txt").write_text(utterance.text, encoding="utf-8")
         samples = (utterance.samples * 32768).astype(np.int16)
         frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
@@ -105,11 +109,6 @@ def keep(folder: Path) -> None:
             stream = file.add_stream("flac", rate=SAMPLE_RATE, layout="mono")
             for packet in [*stream.encode(frame), *stream.encode(None)]:
                 file.mux(packet)
-
-
-def _texts() -> list[str]:
-    path = Path(__file__).with_name("speech_text.txt")
-    return path.read_text(encoding="utf-8").splitlines()
 
 
 @functools.cache
@@ -133,4 +132,4 @@ def speak(text: str, voice: str, speed: int) -> FloatArray:
 _WAVE_HEADER_BYTES: Final = 44
 
 if __name__ == "__main__":
-    keep(Path(sys.argv[1]))
+    keep(Path(sys.argv[1]), Path(sys.argv[2]))

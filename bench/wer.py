@@ -25,7 +25,7 @@ from whisper_normalizer.basic import BasicTextNormalizer
 from whisper_normalizer.english import EnglishTextNormalizer
 
 import fastwhisper
-from bench.speech import Utterance, kept, packaged, synthesized
+from bench.speech import TEXTS, Utterance, kept, packaged, synthesized
 from fastwhisper import blas, engine
 from fastwhisper.core.recipe import share_of_float16
 from fastwhisper.engine import Lane
@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--model", action="append", metavar="NAME[=DIR]", help="default: tiny.en")
     parser.add_argument("--quant", action="append", choices=QUANTS, help="default: all")
     parser.add_argument("--also", action="append", default=[], metavar="LABEL=DIR")
+    parser.add_argument("--texts", type=Path, default=TEXTS, help="what espeak-ng reads")
     parser.add_argument("--every", type=int, default=1, help="take every so many utterances")
     parser.add_argument("--speech", type=Path, help="a folder of audio and text, and nothing else")
     parser.add_argument("--packed", action="store_true", help="multiply packed weights on a CPU")
@@ -69,7 +70,7 @@ async def measure(name: str, source: str, options: argparse.Namespace) -> None:
         sets = {"given": list(kept(options.speech))}
     else:
         sets = {
-            "synthesized": list(synthesized()),
+            "synthesized": list(synthesized(options.texts)),
             "packaged": list(packaged(multilingual=multilingual)),
         }
     chosen = tuple(options.quant or QUANTS)

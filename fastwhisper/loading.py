@@ -238,10 +238,30 @@ class Load:
             raise RuntimeError("locate() comes before finish()")
         params: Params = {}
         built: list[Whisper] = []
-        text_is_ready = anyio.Event()
+        try:
+            await self._report_while(partial(self._finish, checkpoint, params, built))
+        except BaseException as error:
+            # The frames of what failed hold arrays that must not be used, nor outlive it.
+            traceback.clear_frames(error.__traceback__)
+            await engine.release(params, built)
+            raise
+        stats = LoadStats(
+            bytes_read=checkpoint.total_bytes,
+            tensors=len(params),
+            spans=tuple(sorted(self._spans, key=lambda span: span.start_s)),
+            peak_bytes=self._peak_bytes,
+        )
+        self.readiness.become_ready(built[0], stats)
 
-        async def read(lane: Checkpoint) -> None:
-            params.update(await engine.run(partial(self._read, lane), Lane.READ))
+    async def _finish(self, checkpoint: Checkpoint, params: Params, built: list[Whisper]) -> None:
+        text_is_ready = anyio.Event()
+        shares = iter(checkpoint.split(engine.READERS))
+
+        async def read(number: int) -> None:
+            if number >= engine.READERS_BESIDE_PYTHON:
+                await text_is_ready.wait()
+            for share in shares:
+                params.update(await engine.run(partial(self._read, share), Lane.READ))
 
         async def confirm() -> None:
             with self._span("confirm"):
@@ -260,30 +280,11 @@ class Load:
                 await text_is_ready.wait()
                 await engine.run(partial(self._warm_decoder, kernels), Lane.COMPUTE)
 
-        async def work() -> None:
-            self._meter.report("read", 0, checkpoint.total_bytes)
-            lanes = checkpoint.split(engine.READERS)
-            await tasks.side_by_side(
-                warm_up, prepare_text, build, confirm, *(partial(read, lane) for lane in lanes)
-            )
-            with self._span("apply"):
-                await engine.run(partial(stages.apply, checkpoint, built[0], params), Lane.COMPUTE)
-
-        try:
-            await self._report_while(work)
-        except BaseException as error:
-            # The frames of what failed hold arrays that must not be used, nor outlive it.
-            params.clear()
-            built.clear()
-            traceback.clear_frames(error.__traceback__)
-            raise
-        stats = LoadStats(
-            bytes_read=checkpoint.total_bytes,
-            tensors=len(params),
-            spans=tuple(sorted(self._spans, key=lambda span: span.start_s)),
-            peak_bytes=self._peak_bytes,
-        )
-        self.readiness.become_ready(built[0], stats)
+        self._meter.report("read", 0, checkpoint.total_bytes)
+        readers = [partial(read, number) for number in range(engine.READERS)]
+        await tasks.side_by_side(warm_up, prepare_text, build, confirm, *readers)
+        with self._span("apply"):
+            await engine.run(partial(stages.apply, checkpoint, built[0], params), Lane.COMPUTE)
 
     @tasks.uninterrupted
     async def finish_in_background(self) -> None:

@@ -125,12 +125,18 @@ class Readiness:
             self._state = Failed(error)
             self._settled.set()
 
-    def close(self) -> None:
-        """Drop the module and wake every waiter, on the loop that loads."""
+    def close(self) -> list[Whisper]:
+        """Give up the module and wake every waiter, on the loop that loads.
+
+        Returns:
+            The module, if there is one, for `engine.release`.
+        """
         self._log_what_nobody_saw()
+        given_up = [] if self._module is None else [self._module]
         self._module = None
         self._state = Closed()
         self._settled.set()
+        return given_up
 
     def _log_what_nobody_saw(self) -> None:
         if self._failure is not None and not self._observed:

@@ -9,7 +9,7 @@ Source:
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from fastwhisper.decoding import DecodeSettings
 
 __all__ = ["Sampler"]
-
-T = TypeVar("T", str, None)
 
 
 class _CheckedInference(Inference):
@@ -226,8 +224,3 @@ class Sampler:
             and result.avg_logprob < settings.logprob_threshold
         )
         return too_repetitive or too_uncertain
-
-
-def _as_list(value: T | tuple[int, ...]) -> T | list[int]:
-    """Turn tokens into the list upstream asks for; anything else is as it was."""
-    return list(value) if isinstance(value, tuple) else value

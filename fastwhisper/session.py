@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 
+    from mlx_whisper.whisper import Whisper
+
     from fastwhisper.audio import AudioSource, MelAudio
     from fastwhisper.decoding import Task, TranscribeOptions
     from fastwhisper.readiness import LoadResult
@@ -119,6 +121,7 @@ class Session:
         self._running: set[anyio.CancelScope] = set()
         self._idle = anyio.Event()
         self._streams: WeakSet[SegmentStream] = WeakSet()
+        self._given_up: list[Whisper] = []
 
     @property
     def result(self) -> LoadResult:
@@ -232,8 +235,8 @@ class Session:
         raise SessionClosedError(self._job.model_name)
 
     def close(self) -> None:
-        """Drop the weights, wake every waiter and stop what runs."""
-        self._job.readiness.close()
+        """Give the weights up, wake every waiter and stop what runs."""
+        self._given_up += self._job.readiness.close()
         for scope in self._running:
             scope.cancel()
 
@@ -245,7 +248,7 @@ class Session:
                 await self._idle.wait()
             for stream in self._streams:
                 stream.close()
-            await engine.clear_cache()
+            await engine.release(self._given_up)
 
 
 class SegmentStream:
