@@ -45,6 +45,7 @@ VOICES: Final = (
 """Voices of espeak-ng and their speed in words a minute; each text is read by two of them."""
 
 READERS: Final = 2
+_SPACELESS: Final = frozenset({"ja", "th", "zh"})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,17 +77,18 @@ def synthesized(texts: Path) -> Iterator[Utterance]:
 
 
 def packaged(*, multilingual: bool) -> Iterator[Utterance]:
-    """Give the clips of the package `pytest-audioeval`, whose code is not imported."""
+    """Give the clips of the package `pytest-audioeval`, whose code is not imported.
+
+    Those in languages that put no spaces between words are left out.
+    """
     spec = importlib.util.find_spec("pytest_audioeval")
-    if spec is None or spec.origin is None:
-        return
-    folder = Path(spec.origin).parent / "samples" / "audio"
-    for path in sorted(folder.glob("*/*.wav")):
-        language = path.parent.name
-        if multilingual or language == "en":
-            text = path.with_suffix(".txt").read_text(encoding="utf-8").strip()
-            name = f"{language}-{path.stem}"
-            yield Utterance(name, text, name, language, load_audio(path))
+    for place in (spec and spec.submodule_search_locations) or ():
+        for path in sorted(Path(place, "samples", "audio").glob("*/*.wav")):
+            language = path.parent.name
+            if language == "en" or (multilingual and language not in _SPACELESS):
+                text = path.with_suffix(".txt").read_text(encoding="utf-8").strip()
+                name = f"{language}-{path.stem}"
+                yield Utterance(name, text, name, language, load_audio(path))
 
 
 def kept(folder: Path) -> Iterator[Utterance]:

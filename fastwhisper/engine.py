@@ -159,8 +159,8 @@ class _Threads:
         self.idle = threading.Semaphore(0)
         self.forever = threading.Lock()
         self.forever.acquire()
-        # One reader more than a load has lanes: it builds the network meanwhile.
-        self.lanes = [Lane.FILES] * 2 + [Lane.COMPUTE] + [Lane.READ] * (READERS + 1)
+        # Two readers more than a load has lanes: they build the network and warm the mel meanwhile.
+        self.lanes = [Lane.FILES] * 2 + [Lane.COMPUTE] + [Lane.READ] * (READERS + 2)
         self.threads = [
             threading.Thread(
                 target=self._work,

@@ -274,11 +274,21 @@ class Load:
             await engine.run(partial(self._prepare_text, checkpoint), Lane.FILES)
             text_is_ready.set()
 
+        async def warm_text() -> None:
+            await text_is_ready.wait()
+            await self._warm(partial(stages.warm_text, checkpoint), Lane.FILES)
+
         async def warm_up() -> None:
-            kernels = await engine.run(partial(self._warm_encoder, checkpoint), Lane.COMPUTE)
-            if kernels is not None:
-                await text_is_ready.wait()
-                await engine.run(partial(self._warm_decoder, kernels), Lane.COMPUTE)
+            dtype = await engine.run(self._begin_warm_up, Lane.COMPUTE)
+            if dtype is not None:
+                libraries = partial(stages.warm_libraries, checkpoint, dtype)
+                await tasks.side_by_side(
+                    partial(self._warm, libraries, Lane.COMPUTE),
+                    partial(self._warm, partial(stages.warm_mel, checkpoint), Lane.READ),
+                    warm_text,
+                )
+                await self._warm(partial(stages.warm_network, checkpoint, dtype), Lane.COMPUTE)
+                self._meter.report("warm-up", 0, 0)
 
         self._meter.report("read", 0, checkpoint.total_bytes)
         readers = [partial(read, number) for number in range(engine.READERS)]
@@ -326,6 +336,13 @@ class Load:
             # The model is ready and in use: what the callback raises comes too late for it.
             _logger.exception("the converted copy of %s was not kept", checkpoint.path)
 
+    async def _warm(self, stage: Callable[[], None], lane: Lane) -> None:
+        def warm() -> None:
+            with self._span("warm-up"):
+                stage()
+
+        await engine.run(warm, lane)
+
     async def _report_while(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Do something while progress is reported; what the callback raises is raised."""
         meter = self._meter
@@ -366,15 +383,9 @@ class Load:
         with self._span("tokenizer"):
             stages.prepare_text(checkpoint)
 
-    def _warm_encoder(self, checkpoint: Checkpoint) -> Whisper | None:
+    def _begin_warm_up(self) -> DtypeName | None:
         wanted = self.options.warm_up
         if not (engine.computes_on_gpu() if wanted is None else wanted):
             return None
         self._meter.report("warm-up", 0, None)
-        with self._span("warm-up"):
-            return stages.warm_encoder(checkpoint, stages.compute_dtype(self.dtype))
-
-    def _warm_decoder(self, kernels: Whisper) -> None:
-        with self._span("warm-up"):
-            stages.warm_decoder(kernels, stages.compute_dtype(self.dtype))
-        self._meter.report("warm-up", 0, 0)
+        return stages.compute_dtype(self.dtype)

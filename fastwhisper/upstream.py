@@ -13,7 +13,8 @@ from fastwhisper.errors import BackendMissingError
 
 __all__ = ["import_mlx", "import_mlx_whisper"]
 
-_lock = threading.Lock()
+_blas_lock = threading.Lock()
+_package_lock = threading.Lock()
 _blas_is_in_place = False
 
 # mlx_whisper's package imports these two when it is imported, and with them numba and scipy
@@ -35,7 +36,7 @@ def import_mlx() -> Any:
             `FASTWHISPER_BLAS` names a file that can't be loaded.
     """
     global _blas_is_in_place  # noqa: PLW0603  once for the process, as the import is
-    with _lock:
+    with _blas_lock:
         if not _blas_is_in_place:
             blas.prepare()
             _blas_is_in_place = True
@@ -61,7 +62,7 @@ def import_mlx_whisper() -> None:
         BackendMissingError: MLX is installed without a backend for this machine.
     """
     import_mlx()
-    with _lock:
+    with _package_lock:
         if _PACKAGE not in sys.modules:
             _import_package()
         importlib.import_module(f"{_PACKAGE}.whisper")

@@ -46,8 +46,10 @@ STAGES = {
     "import": "fastwhisper.upstream.import_mlx_whisper",
     "build": "fastwhisper.stages.build",
     "tokenizer": "fastwhisper.stages.prepare_text",
-    "warm encoder": "fastwhisper.stages.warm_encoder",
-    "warm decoder": "fastwhisper.stages.warm_decoder",
+    "warm libraries": "fastwhisper.stages.warm_libraries",
+    "warm mel": "fastwhisper.stages.warm_mel",
+    "warm text": "fastwhisper.stages.warm_text",
+    "warm network": "fastwhisper.stages.warm_network",
     "apply": "fastwhisper.stages.apply",
 }
 """Every stage of a load after its name was accepted, and the function that does it."""
