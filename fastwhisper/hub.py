@@ -359,8 +359,8 @@ def _ends_by_variables(file: RegularFile) -> bool:
     """Walk over a CTranslate2 file without its data; another version's is not judged.
 
     Source:
-        FACTS.md, "Repositories and formats": version, specification, revision, count; then
-        name, rank, dims, dtype, byte count and data of each variable.
+        CTranslate2's binary format: version, specification, revision, count; then name, rank,
+        dims, dtype, byte count and data of each variable.
     """
     size = file.seen.size_bytes
     offset = 0

@@ -1,8 +1,8 @@
 """Files that nothing is trusted about, and the strict parser of safetensors headers.
 
-Rule 9 of DESIGN.md lives here: only regular files are opened (a FIFO or a device is refused
-before it can hang), every read is bounded by the size the file had when it was opened, and
-a header is a plan only if its spans cover the data exactly.
+The rule that nothing is trusted lives here: only regular files are opened (a FIFO or a device is
+refused before it can hang), every read is bounded by the size the file had when it was opened,
+and a header is a plan only if its spans cover the data exactly.
 """
 
 from __future__ import annotations

@@ -157,7 +157,7 @@ def check_dimensions(dimensions: Dimensions, path: Path, *, keys: Mapping[str, s
                 f"is {shown(str(value))}, not within 1 to {LIMITS[name]}; {_AGAIN}",
             )
     # No shape shows the number of heads, and a wrong one gives a wrong model without a word
-    # (rule 9): the width that all Whispers share is the only check there is.
+    # (nothing is trusted): the width that all Whispers share is the only check there is.
     for part in ("audio", "text"):
         state = getattr(dimensions, f"n_{part}_state")
         heads = getattr(dimensions, f"n_{part}_head")

@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 INT4_SHARE: Final = 0.35
-"""What int4 means: at most this share of float16's bytes. Source: the project's issue 7."""
+"""What int4 means here: at most this share of float16's bytes."""
 
 _MATRIX: Final = 2
 
@@ -73,7 +73,7 @@ def choose_precision(
 
 LOST: Final = {384: 0.19, 512: 0.11}
 """Share of words that change by width of the network, tiny and base, when four bits are rounded
-plainly, as the table's int4 repositories are. Source: the project's FACTS.md, 2026-11-22."""
+plainly, as the table's int4 repositories are. Measured on 2026-11-22 (README, "int4 and words")."""
 
 _FEW_BITS: Final = 4
 

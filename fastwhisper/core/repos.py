@@ -35,7 +35,7 @@ def resolve_repo(
         QuantizedModelNotAvailableError: The table has no such precision.
 
     Source:
-        DESIGN.md, the repository table.
+        The repositories of mlx-community on the Hub.
     """
     name = _parse_model(model)
     precision = parse_quantization(name, quant)
@@ -58,7 +58,7 @@ def sibling_repo(model: WhisperModel | str, quant: Quantization | str) -> str | 
         QuantizedModelNotAvailableError: The table has no such precision.
 
     Source:
-        FACTS.md, "Repositories and formats": the 2025 repositories without `-mlx`.
+        The repositories of mlx-community of 2025, whose names have no `-mlx`.
     """
     name = _parse_model(model)
     sibling = f"{_STEM}{name}{_SIBLING_SUFFIX[parse_quantization(name, quant)]}"

@@ -1,9 +1,9 @@
 """Files of weights -> groups of named, evaluated arrays.
 
-Two rules of DESIGN.md live here. Rule 7: an unevaluated array is tied to the thread that made
-it, so nothing lazy is ever yielded. Rule 9: after a failed read MLX takes the arrays for
-evaluated and hands out old memory, so a failure drops every array and is final; and a file that
-changes after its inspection is noticed before and after each group.
+Two rules live here. Arrays cross threads only when evaluated: a lazy one is tied to the thread
+that made it, so none is ever yielded. Nothing is trusted: after a failed read MLX takes the
+arrays for evaluated and hands out old memory, so a failure drops every array and is final; and a
+file that changes after its inspection is noticed before and after each group.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["GROUP_BYTES", "read_shards"]
 
 GROUP_BYTES: Final = 64 << 20
 """Bytes of a group. One such read is 4 to 12 ms warm and 150 ms cold, which is how long a
-cancelled load may go on; it costs 9 % of time against one read of everything (FACTS.md)."""
+cancelled load may go on; it costs 9 % of time against one read of everything."""
 
 _INFLATE_BYTES: Final = 1 << 20
 _TRIES: Final = 9
