@@ -39,6 +39,7 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "bench.cold", *session.posargs)
     session.run("python", "-m", "bench.gap")
     session.run("python", "-m", "bench.first", "tiny:int4", "--runs", "3")
+    session.run("python", "-m", "bench.layouts")
     session.run("python", "-m", "bench.faster")
     session.run("python", "-m", "bench.corpus")
     session.run("pytest", "bench/test_load.py", "-p", "no:cacheprovider", "--benchmark-only")

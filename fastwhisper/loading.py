@@ -375,7 +375,10 @@ class Load:
     def _build(self, checkpoint: Checkpoint) -> Whisper:
         upstream.import_mlx_whisper()
         with self._span("build"):
-            return stages.build(checkpoint, stages.compute_dtype(self.dtype))
+            module = stages.build(checkpoint, stages.compute_dtype(self.dtype))
+            if not engine.computes_on_gpu():
+                stages.multiply_densely(module)
+            return module
 
     def _prepare_text(self, checkpoint: Checkpoint) -> None:
         with self._span("import"):

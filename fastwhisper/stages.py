@@ -36,6 +36,7 @@ __all__ = [
     "inspect",
     "is_slow_to_read",
     "keep_converted",
+    "multiply_densely",
     "prepare_text",
     "read",
     "warm_libraries",
@@ -162,6 +163,13 @@ def build(checkpoint: Checkpoint, dtype: DtypeName) -> Whisper:
     # they pile up from load to load.
     mx.random.seed(0)
     return module
+
+
+def multiply_densely(module: Whisper) -> None:
+    """Have a network's quantized layers use the BLAS of a CPU."""
+    from fastwhisper.core import params  # noqa: PLC0415
+
+    params.multiply_densely(module)
 
 
 def apply(checkpoint: Checkpoint, module: Whisper, params: Params) -> None:

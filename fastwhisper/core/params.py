@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from fastwhisper.core.checkpoint import Checkpoint
     from fastwhisper.values import DtypeName
 
-__all__ = ["apply_params", "build_module"]
+__all__ = ["apply_params", "build_module", "multiply_densely"]
+
+DENSE_ROWS: Final = 32
+"""Rows from which on a CPU unpacks a weight. Measured on 2 cores with OpenBLAS: it is as fast as
+the packed product at 16 to 40 rows, by shape and bits, and 50 to 80 times as fast at 1500."""
 
 _FLOATS: Final = (mx.float16, mx.bfloat16, mx.float32)
 
@@ -104,6 +108,45 @@ def apply_params(
         container, key, _ = slots[name]
         container[key] = array  # type: ignore[index] # a key of the very container it came from
     mx.eval([array for _, (_, _, array) in _slots(module)])
+
+
+def multiply_densely(module: nn.Module) -> None:
+    """Let quantized layers unpack their weight for long inputs, as a CPU multiplies faster so.
+
+    Nothing but the order of a sum changes. MLX's packed product on a CPU uses no BLAS.
+
+    Args:
+        module: The network; its quantized layers are changed in place, their arrays are not.
+    """
+    for _, part in module.named_modules():
+        if type(part) is nn.QuantizedLinear:
+            part.__class__ = _DenseLinear
+        elif type(part) is nn.QuantizedEmbedding:
+            part.__class__ = _DenseEmbedding
+
+
+class _DenseLinear(nn.QuantizedLinear):
+    def __call__(self, x: mx.array) -> mx.array:
+        if _rows(x) < DENSE_ROWS:
+            return super().__call__(x)
+        weight = _unpacked(self).T
+        return mx.addmm(self.bias, x, weight) if "bias" in self else x @ weight
+
+
+class _DenseEmbedding(nn.QuantizedEmbedding):
+    def as_linear(self, x: mx.array) -> mx.array:
+        """Multiply with the embedding: shape (..., state) to (..., vocabulary)."""
+        return super().as_linear(x) if _rows(x) < DENSE_ROWS else x @ _unpacked(self).T
+
+
+def _rows(x: mx.array) -> int:
+    return x.size // x.shape[-1]
+
+
+def _unpacked(layer: nn.QuantizedLinear | nn.QuantizedEmbedding) -> mx.array:
+    return mx.dequantize(
+        layer.weight, layer.scales, layer.biases, group_size=layer.group_size, bits=layer.bits
+    )
 
 
 def _slots(

@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 from mlx_whisper.whisper import ModelDimensions, Whisper
 
 from fastwhisper.core.checkpoint import inspect_checkpoint
-from fastwhisper.core.params import apply_params, build_module
+from fastwhisper.core.params import DENSE_ROWS, apply_params, build_module, multiply_densely
 from fastwhisper.core.shards import read_shards
 from fastwhisper.errors import InvalidModelFormatError
 from fastwhisper.values import ModulePrecision
@@ -234,3 +234,43 @@ def test_other_floats_are_taken_as_they_are(loaded: tuple[Whisper, dict[str, mx.
     apply_params(module, given)
     found: dict[str, Any] = flat(module)
     assert all(found[name] is array for name, array in given.items())
+
+
+class Pair(nn.Module):
+    """A network of two layers."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = list(layers)
+
+
+@pytest.mark.parametrize("rows", [1, DENSE_ROWS - 1, DENSE_ROWS, 3 * DENSE_ROWS])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("bits", [4, 5, 8])
+def test_dense_products_equal_packed_ones(bits: int, rows: int, *, bias: bool) -> None:
+    """However long the input is, a layer gives what MLX's own gives, to the order of a sum."""
+    linear = nn.QuantizedLinear(128, 96, bias=bias, group_size=64, bits=bits)
+    embedding = nn.QuantizedEmbedding(96, 128, group_size=64, bits=bits)
+    if bias:
+        linear.update({"bias": mx.random.normal((96,))})
+    x = mx.random.normal((1, rows, 128))
+    packed = (linear(x), embedding.as_linear(x))
+    mx.eval(packed)
+    multiply_densely(Pair(linear, embedding))
+    assert type(linear) is not nn.QuantizedLinear
+    for ours, theirs in zip((linear(x), embedding.as_linear(x)), packed, strict=True):
+        assert ours.shape == theirs.shape
+        assert mx.allclose(ours, theirs, rtol=1e-4, atol=1e-4).item()
+
+
+def test_dense_products_change_no_array(tiny_model_dir: Callable[..., Path]) -> None:
+    """Names, arrays and the layers' kind stay what they were."""
+    checkpoint = inspect_checkpoint(tiny_model_dir(precision="int8"))
+    module = build_module(checkpoint)
+    apply_params(module, read(checkpoint))
+    before = flat(module)
+    multiply_densely(module)
+    assert {name: id(array) for name, array in flat(module).items()} == {
+        name: id(array) for name, array in before.items()
+    }
+    assert isinstance(module.decoder.token_embedding, nn.QuantizedEmbedding)

@@ -10,6 +10,7 @@ import anyio.lowlevel
 import mlx.core as mx
 import mlx_whisper.load_models
 import pytest
+from mlx import nn
 from mlx.utils import tree_flatten
 
 import fastwhisper
@@ -217,6 +218,17 @@ async def test_computes_in_float32_on_a_cpu(model: Path) -> None:
         pytest.skip("float16 is a GPU's default")
     result = await fastwhisper.load(model)
     assert result.model.encoder.conv1.weight.dtype == mx.float32
+
+
+async def test_quantized_layers_use_the_blas_of_a_cpu(tiny_model_dir: Callable[..., Path]) -> None:
+    """open() and load() do so on a CPU and only there; load_model() gives upstream's layers."""
+    model = tiny_model_dir(precision="int8", dimensions=SPEAKING)
+    result = await fastwhisper.load(model)
+    on_gpu = mx.default_device().type == mx.gpu
+    layer = result.model.encoder.blocks[0].mlp1
+    assert (type(layer) is nn.QuantizedLinear) == on_gpu
+    theirs = await anyio.to_thread.run_sync(fastwhisper.load_model, model)
+    assert type(theirs.encoder.blocks[0].mlp1) is nn.QuantizedLinear
 
 
 async def test_a_vocabulary_the_tokenizer_does_not_fit_is_refused(
