@@ -20,6 +20,7 @@ from fastwhisper import cache as converted
 from fastwhisper import hub, stages
 from fastwhisper.cli import SUBTITLES
 from fastwhisper.core.checkpoint import inspect_checkpoint
+from fastwhisper.core.recipe import words_changed
 from fastwhisper.decoding import TranscribeOptions
 from fastwhisper.errors import AudioError, HubUnavailableError
 from fastwhisper.session import open as open_session
@@ -237,12 +238,14 @@ def _describe(location: Location, *, as_json: bool) -> int:
         packed = original.precision.get(module)
         kind = f"{packed.bits} bits, groups of {packed.group_size}" if packed else tensor.dtype
         bits[f"{tensor.name.partition('.')[0]}: {kind}"] += tensor.size_bytes
+    changed = words_changed(original.dimensions, original.precision)
     facts = {
         "source": location.source,
         "path": str(location.path),
         "revision": location.revision,
         "format": original.layout,
         "precision": str(original.actual),
+        "words_changed": changed and f"about {changed * 100:.0f} of 100 of float16's",
         "fallback_reason": location.fallback_reason,
         "size_bytes": original.total_bytes,
         "bytes_by_precision": dict(sorted(bits.items())),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +22,7 @@ __all__ = [
     "describe_precision",
     "expected_loss",
     "share_of_float16",
+    "words_changed",
 ]
 
 INT4_SHARE: Final = 0.35
@@ -96,6 +98,28 @@ def expected_loss(dimensions: Dimensions, precision: Mapping[str, ModulePrecisio
     if sum(size for size, is_few in zip(weights, few, strict=True) if is_few) * 4 < sum(weights):
         return None
     return LOST.get(dimensions.n_text_state) if weights else None
+
+
+CHANGED: Final = {(384, 8): 0.030, (384, 5): 0.115, (512, 8): 0.016, (512, 5): 0.068}
+"""Share of words that change by width and bits, as `fastwhisper quantize` makes them. Measured on
+2026-11-24 (README, "int4 and words"), on harder speech than `LOST`."""
+
+
+def words_changed(dimensions: Dimensions, precision: Mapping[str, ModulePrecision]) -> float | None:
+    """Tell what share of float16's words a precision was measured to change on such a network.
+
+    Args:
+        dimensions: The network's sizes.
+        precision: Bits and group size of its quantized modules.
+
+    Returns:
+        The share; None where it was not measured.
+    """
+    lost = expected_loss(dimensions, precision)
+    if lost is not None or not precision:
+        return lost
+    most = Counter(how.bits for how in precision.values()).most_common(1)[0][0]
+    return CHANGED.get((dimensions.n_text_state, most))
 
 
 def share_of_float16(dimensions: Dimensions, precision: Mapping[str, ModulePrecision]) -> float:

@@ -13,6 +13,7 @@ from fastwhisper.core.recipe import (
     describe_precision,
     expected_loss,
     share_of_float16,
+    words_changed,
 )
 from fastwhisper.values import Dimensions, ModulePrecision, Quantization, WhisperModel
 from tests.tiny_models import SMALLEST
@@ -109,3 +110,19 @@ def test_a_plain_embedding_does_not_hide_the_loss(dimensions: Dimensions) -> Non
     four = dict.fromkeys(choose_precision(dimensions, Quantization.INT8), ModulePrecision(4, 64))
     del four["decoder.token_embedding"]
     assert (expected_loss(dimensions, four) is None) == (dimensions.n_text_state > 512)
+
+
+def test_words_changed_are_those_measured(dimensions: Dimensions) -> None:
+    """Each precision has its own figure, none where nothing was measured."""
+    measured = dimensions.n_text_state in {384, 512}
+    found = [words_changed(dimensions, choose_precision(dimensions, quant)) for quant in INTS]
+    four = dict.fromkeys(choose_precision(dimensions, Quantization.INT8), ModulePrecision(4, 64))
+    found.append(words_changed(dimensions, four))
+    if measured:
+        assert found == sorted(set(found))
+    else:
+        assert found == [None] * 3
+    assert words_changed(dimensions, {}) is None
+
+
+INTS = (Quantization.INT8, Quantization.INT4)
