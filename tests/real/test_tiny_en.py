@@ -9,12 +9,15 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import anyio
 import mlx_whisper.load_models
+import numpy as np
 import pytest
 
 import fastwhisper
 from tests.real.conftest import SENTENCE
 from tests.shell.test_loading import assert_same_module
+from tests.tiny_models import huggingface_config, write_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,6 +54,38 @@ def test_load_model_equals_upstreams(
     assert_same_module(
         fastwhisper.load_model(directory), mlx_whisper.load_models.load_model(directory)
     )
+
+
+def test_every_layout_says_the_same(
+    tiny_en_ct2: Path,
+    tiny_en_directory: Callable[[str, str], Path],
+    sample: Path,
+    tmp_path: Path,
+) -> None:
+    """CTranslate2, Hugging Face's names and MLX's give one text."""
+    plain = tiny_en_directory("float16", "weights.safetensors")
+    dimensions = fastwhisper.inspect_checkpoint(plain).dimensions
+    arrays = {
+        name: np.array(array)
+        for group in fastwhisper.read_shards(fastwhisper.inspect_checkpoint(plain))
+        for name, array in group.items()
+        if name != "alignment_heads"
+    }
+    named = write_arrays(
+        tmp_path / "openai",
+        arrays,
+        huggingface_config(dimensions),
+        layout="huggingface model.safetensors",
+        dimensions=dimensions,
+    )
+
+    async def say(directory: Path) -> str:
+        async with fastwhisper.open(directory) as session:
+            return (await session.transcribe(sample, temperature=0)).text
+
+    texts = [anyio.run(say, directory) for directory in (plain, named, tiny_en_ct2)]
+    assert words(texts[0]) == words(SENTENCE)
+    assert texts == [texts[0]] * 3
 
 
 def test_opening_imports_nothing_that_is_not_needed(
