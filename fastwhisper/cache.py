@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import struct
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -39,7 +38,9 @@ __all__ = [
     "discard",
     "entries",
     "lookup",
+    "note_confirmed",
     "note_sha256",
+    "recall_confirmed",
     "recall_sha256",
     "root",
     "store",
@@ -59,7 +60,9 @@ _VERSION: Final = 1
 _WEIGHTS: Final = "weights.safetensors"
 _SOURCE: Final = "source.json"
 # The directory is the user's choice, so nothing is removed but what bears these names.
+_KEY_DIGITS: Final = 40
 _KEY: Final = re.compile(r"[0-9a-f]{40}")
+_NOTE: Final = re.compile(r"[0-9a-f]{40}\.(sha256|confirmed)")
 _UNFINISHED: Final = re.compile(r"\.[0-9a-f]{40}\.tmp")
 _CODES: Final = {name: code for code, (name, _width) in DTYPES.items()}
 _ALIGN_BYTES: Final = 64
@@ -163,29 +166,50 @@ def store(
 
 def recall_sha256(file: WeightFile) -> str | None:
     """Tell the checksum that a file had when it was last computed, unless it has changed since."""
-    directory = root()
-    if directory is None:
-        return None
-    try:
-        return _note(directory, file).read_text(encoding="ascii")
-    except (OSError, UnicodeDecodeError):
-        return None
+    return _recall(_name_sha256(file))
 
 
 def note_sha256(file: WeightFile, digest: str) -> None:
     """Remember a file's checksum, if there is anywhere to: it takes a second for a gigabyte."""
+    # A checksum that was cut off is not the expected one, so this need not be atomic.
+    _note(_name_sha256(file), digest)
+
+
+def recall_confirmed(fingerprint: str) -> bool:
+    """Tell whether safetensors' own reader has agreed to headers with this fingerprint."""
+    return _recall(_name_confirmed(fingerprint)) is not None
+
+
+def note_confirmed(fingerprint: str) -> None:
+    """Remember that it has, if there is anywhere to: asking it imports NumPy, 0.05 s."""
+    _note(_name_confirmed(fingerprint), "")
+
+
+def _recall(name: str) -> str | None:
+    directory = root()
+    if directory is None:
+        return None
+    try:
+        return (directory / name).read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _note(name: str, text: str) -> None:
     directory = root()
     if directory is None:
         return
-    note = _note(directory, file)
-    # A checksum that was cut off is not the expected one, so this need not be atomic.
     with suppress(OSError):
         directory.mkdir(parents=True, exist_ok=True)
-        note.write_text(digest, encoding="ascii")
+        (directory / name).write_text(text, encoding="ascii")
 
 
-def _note(directory: Path, file: WeightFile) -> Path:
-    return directory / f"{hashlib.sha256(_identify(file)).hexdigest()[:40]}.sha256"
+def _name_sha256(file: WeightFile) -> str:
+    return f"{hashlib.sha256(_identify(file)).hexdigest()[:_KEY_DIGITS]}.sha256"
+
+
+def _name_confirmed(fingerprint: str) -> str:
+    return f"{fingerprint[:_KEY_DIGITS]}.confirmed"
 
 
 def discard(path: Path) -> None:
@@ -222,8 +246,8 @@ def clear() -> int:
         for entry in _entries(directory):
             _remove(entry.path)
             freed_bytes += entry.size_bytes
-        for note in directory.glob("*.sha256"):
-            if _KEY.fullmatch(note.stem):
+        for note in directory.iterdir():
+            if _NOTE.fullmatch(note.name):
                 note.unlink()
     return freed_bytes
 
@@ -237,7 +261,7 @@ def _key(checkpoint: Checkpoint) -> str:
     parsed = [asdict(checkpoint.dimensions), checkpoint.layout, checkpoint.alignment_heads]
     precision = [(k, v.bits, v.group_size) for k, v in sorted(checkpoint.precision.items())]
     digest.update(json.dumps([*parsed, precision]).encode())
-    return digest.hexdigest()[:40]
+    return digest.hexdigest()[:_KEY_DIGITS]
 
 
 def _identify(file: WeightFile) -> bytes:
@@ -267,7 +291,13 @@ def _remove(path: Path) -> None:
     """Remove an entry as a whole: under its name it is complete or not there."""
     unfinished = _unfinished(path)
     path.rename(unfinished)
-    shutil.rmtree(unfinished)
+    _remove_tree(unfinished)
+
+
+def _remove_tree(path: Path, *, ignore_errors: bool = False) -> None:
+    import shutil  # noqa: PLC0415  imports every compressor, and few loads need it
+
+    shutil.rmtree(path, ignore_errors=ignore_errors)
 
 
 def _unfinished(entry: Path) -> Path:
@@ -278,7 +308,7 @@ def _remove_unfinished(directory: Path) -> None:
     """Remove what a process that was killed has left. The lock is held: nobody is at it."""
     for path in directory.iterdir():
         if _UNFINISHED.fullmatch(path.name):
-            shutil.rmtree(path)
+            _remove_tree(path)
 
 
 def _make_room(directory: Path, size_bytes: int) -> None:
@@ -290,6 +320,8 @@ def _make_room(directory: Path, size_bytes: int) -> None:
         _logger.info("removing %s, converted from %s, to make room", entry.path, entry.source)
         _remove(entry.path)
         total_bytes -= entry.size_bytes
+    import shutil  # noqa: PLC0415  see _remove_tree
+
     free_bytes = shutil.disk_usage(directory).free
     if size_bytes > LIMIT_BYTES or size_bytes + RESERVE_BYTES > free_bytes:
         raise OSError(f"{size_bytes} bytes are too many for {directory}, with {free_bytes} free")
@@ -313,7 +345,7 @@ def _write(
         _sync_directory(unfinished)
         unfinished.rename(entry)
     except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        _remove_tree(unfinished, ignore_errors=True)
         raise
     _sync_directory(entry.parent)
 

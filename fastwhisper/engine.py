@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "READERS",
-    "READERS_BESIDE_PYTHON",
     "Lane",
     "Stopped",
     "check",
@@ -50,13 +49,6 @@ READERS: Final = max(2, min(4, (os.cpu_count() or 1) // 2))
 
 Measured: four read as fast as eight on an H200 (16 cores); on 2 cores two are enough, as MLX's
 own threads read ahead.
-"""
-
-READERS_BESIDE_PYTHON: Final = min(READERS, max(1, (os.cpu_count() or 1) - 1))
-"""Lanes that read while Python imports and builds the tokenizer, which wants a core to itself.
-
-On 2 cores, turbo float16, ready 10 % sooner than with both lanes from the start in one comparison
-of 9 rounds, which is about the noise there.
 """
 
 _INTERRUPTED: Final = 130

@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
-import anyio
-
 from fastwhisper import engine, hub, stages, tasks, upstream
 from fastwhisper.core.repos import parse_quantization
 from fastwhisper.engine import Lane
@@ -74,13 +72,19 @@ async def load(
         if task_group is None:
             raise ValueError("background=True needs a task_group to go on in")
         result = await job.locate()
-        task_group.start_soon(job.finish_in_background, name=f"load {job.model_name}")
+        task_group.start_soon(_finish_in_background, job, name=f"load {job.model_name}")
         return result
     result = await job.locate()
     await job.finish()
-    if job.keeps_converted:
-        job.submit_converted()
+    job.submit_follow_up()
     return result
+
+
+@tasks.uninterrupted
+async def _finish_in_background(job: Load) -> None:
+    await job.finish_in_background()
+    if job.readiness.is_ready:
+        job.submit_follow_up()
 
 
 def load_model(path_or_hf_repo: str | os.PathLike[str], dtype: mx.Dtype | None = None) -> Whisper:
@@ -195,6 +199,7 @@ class Load:
         with self._span("inspect"):
             inspect = partial(stages.inspect, location.path)
             self._checkpoint = await engine.run(inspect, Lane.FILES)
+            stages.require_text(self._checkpoint)
         self.result = self._describe(location, self._checkpoint)
         stages.warn_of_lost_words(self.model_name, self._checkpoint)
         found_bytes = self._checkpoint.total_bytes
@@ -233,9 +238,7 @@ class Load:
 
     async def finish(self) -> None:
         """Do everything after inspection, side by side, and become ready."""
-        checkpoint = self._checkpoint
-        if checkpoint is None:
-            raise RuntimeError("locate() comes before finish()")
+        checkpoint = self._inspected()
         params: Params = {}
         built: list[Whisper] = []
         try:
@@ -254,14 +257,8 @@ class Load:
         self.readiness.become_ready(built[0], stats)
 
     async def _finish(self, checkpoint: Checkpoint, params: Params, built: list[Whisper]) -> None:
-        text_is_ready = anyio.Event()
-        shares = iter(checkpoint.split(engine.READERS))
-
-        async def read(number: int) -> None:
-            if number >= engine.READERS_BESIDE_PYTHON:
-                await text_is_ready.wait()
-            for share in shares:
-                params.update(await engine.run(partial(self._read, share), Lane.READ))
+        async def read(share: Checkpoint) -> None:
+            params.update(await engine.run(partial(self._read, share), Lane.READ))
 
         async def confirm() -> None:
             with self._span("confirm"):
@@ -270,14 +267,6 @@ class Load:
         async def build() -> None:
             built.append(await engine.run(partial(self._build, checkpoint), Lane.READ))
 
-        async def prepare_text() -> None:
-            await engine.run(partial(self._prepare_text, checkpoint), Lane.FILES)
-            text_is_ready.set()
-
-        async def warm_text() -> None:
-            await text_is_ready.wait()
-            await self._warm(partial(stages.warm_text, checkpoint), Lane.FILES)
-
         async def warm_up() -> None:
             dtype = await engine.run(self._begin_warm_up, Lane.COMPUTE)
             if dtype is not None:
@@ -285,14 +274,14 @@ class Load:
                 await tasks.side_by_side(
                     partial(self._warm, libraries, Lane.COMPUTE),
                     partial(self._warm, partial(stages.warm_mel, checkpoint), Lane.READ),
-                    warm_text,
+                    self._prepare_text,
                 )
                 await self._warm(partial(stages.warm_network, checkpoint, dtype), Lane.COMPUTE)
                 self._meter.report("warm-up", 0, 0)
 
         self._meter.report("read", 0, checkpoint.total_bytes)
-        readers = [partial(read, number) for number in range(engine.READERS)]
-        await tasks.side_by_side(warm_up, prepare_text, build, confirm, *readers)
+        readers = [partial(read, share) for share in checkpoint.split(engine.READERS)]
+        await tasks.side_by_side(warm_up, build, confirm, *readers)
         with self._span("apply"):
             await engine.run(partial(stages.apply, checkpoint, built[0], params), Lane.COMPUTE)
 
@@ -309,21 +298,30 @@ class Load:
             self.readiness.close()
             raise
 
-    @property
-    def keeps_converted(self) -> bool:
-        """Whether the next load would be faster from a converted copy."""
-        return self._checkpoint is not None and stages.is_slow_to_read(self._checkpoint)
+    async def follow_up(self) -> None:
+        """Do what the first text and the next load need; after ready, while the model is in use."""
+        checkpoint = self._inspected()
+        try:
+            await self._prepare_text()
+        except Exception:
+            # Who transcribes meets it too.
+            _logger.exception("the tokenizer of %s can't be built", self.model_name)
+        if stages.is_slow_to_read(checkpoint):
+            await self._keep_converted(checkpoint)
 
-    def submit_converted(self) -> None:
-        """Have the converted copy written by nobody's leave: for a load that nothing closes."""
-        if self._checkpoint is not None:
-            engine.submit(partial(stages.keep_converted, self._checkpoint, int), Lane.READ)
+    def submit_follow_up(self) -> None:
+        """Have the same done by nobody's leave: for a load that nothing closes."""
+        checkpoint = self._inspected()
+        engine.submit(partial(stages.prepare_text, checkpoint), Lane.FILES)
+        if stages.is_slow_to_read(checkpoint):
+            engine.submit(partial(stages.keep_converted, checkpoint, int), Lane.READ)
 
-    async def keep_converted(self) -> None:
-        """Write the converted copy; after ready, while the model is in use."""
-        checkpoint = self._checkpoint
-        if checkpoint is None:
-            return
+    def _inspected(self) -> Checkpoint:
+        if self._checkpoint is None:
+            raise RuntimeError("locate() comes first")
+        return self._checkpoint
+
+    async def _keep_converted(self, checkpoint: Checkpoint) -> None:
         count = partial(self._meter.add, "convert")
 
         async def convert() -> None:
@@ -335,6 +333,11 @@ class Load:
         except Exception:
             # The model is ready and in use: what the callback raises comes too late for it.
             _logger.exception("the converted copy of %s was not kept", checkpoint.path)
+
+    async def _prepare_text(self) -> None:
+        prepare = partial(stages.prepare_text, self._inspected())
+        with self._span("tokenizer"):
+            await engine.run(prepare, Lane.FILES)
 
     async def _warm(self, stage: Callable[[], None], lane: Lane) -> None:
         def warm() -> None:
@@ -373,18 +376,13 @@ class Load:
         self._meter.add("read", done_bytes)
 
     def _build(self, checkpoint: Checkpoint) -> Whisper:
-        upstream.import_mlx_whisper()
+        with self._span("import"):
+            upstream.import_network()
         with self._span("build"):
             module = stages.build(checkpoint, stages.compute_dtype(self.dtype))
             if not engine.computes_on_gpu():
                 stages.multiply_densely(module)
             return module
-
-    def _prepare_text(self, checkpoint: Checkpoint) -> None:
-        with self._span("import"):
-            upstream.import_mlx_whisper()
-        with self._span("tokenizer"):
-            stages.prepare_text(checkpoint)
 
     def _begin_warm_up(self) -> DtypeName | None:
         wanted = self.options.warm_up

@@ -9,7 +9,9 @@ Source:
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING
+import threading
+from functools import cached_property
+from typing import TYPE_CHECKING, Final
 
 import mlx.core as mx
 import numpy as np
@@ -33,9 +35,31 @@ if TYPE_CHECKING:
     from mlx_whisper.whisper import Whisper
 
     from fastwhisper.audio import MelAudio
-    from fastwhisper.decoding import DecodeSettings
+    from fastwhisper.decoding import DecodeSettings, Task
 
-__all__ = ["Sampler"]
+__all__ = ["Sampler", "tokenizer_of"]
+
+_MULTILINGUAL_VOCAB: Final = 51865
+_VOCAB_WITHOUT_LANGUAGES: Final = 51765
+
+_tokenizer_lock = threading.Lock()
+
+
+def tokenizer_of(n_vocab: int, *, language: str, task: Task) -> Tokenizer:
+    """Give the tokenizer of a network; who comes while it is built waits for it.
+
+    Args:
+        n_vocab: Tokens of the network, by which mlx_whisper counts its languages.
+        language: Code of the spoken language.
+        task: Write down what is said, or translate it to English.
+
+    Source:
+        `Whisper.is_multilingual` and `.num_languages` of mlx_whisper 0.4.3.
+    """
+    multilingual = n_vocab >= _MULTILINGUAL_VOCAB
+    languages = n_vocab - _VOCAB_WITHOUT_LANGUAGES - int(multilingual)
+    with _tokenizer_lock:
+        return get_tokenizer(multilingual, num_languages=languages, language=language, task=task)
 
 
 class _CheckedInference(Inference):
@@ -115,12 +139,12 @@ class Sampler:
         self.language = settings.language or self._detect_language()
         self._verify_language()
         self._verify_tokens()
-        self.tokenizer: Tokenizer = get_tokenizer(
-            model.is_multilingual,
-            num_languages=model.num_languages,
-            language=self.language,
-            task=settings.task,
-        )
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Asked for after the encoder ran, beside which a fresh load still builds it."""
+        n_vocab = self._model.dims.n_vocab
+        return tokenizer_of(n_vocab, language=self.language, task=self._settings.task)
 
     def encode(self, start_frame: int, frames: int) -> mx.array:
         """Encode a window, once for all that is asked of it.
@@ -157,7 +181,9 @@ class Sampler:
         if not self._model.is_multilingual:
             return "en"
         # Upstream looks at the first 30 s with the silence after a shorter audio.
-        _, probabilities = detect_language(self._model, self.encode(0, WINDOW_FRAMES)[None])
+        features = self.encode(0, WINDOW_FRAMES)
+        tokenizer = tokenizer_of(self._model.dims.n_vocab, language="en", task="transcribe")
+        _, probabilities = detect_language(self._model, features[None], tokenizer)
         (by_code,) = probabilities
         return max(by_code, key=lambda code: by_code[code])
 
@@ -200,11 +226,12 @@ class Sampler:
             max_initial_timestamp=settings.max_initial_timestamp,
             fp16=self._fp16,
         )
+        eot = self.tokenizer.eot
         task = DecodingTask(self._model, options)
         task.inference = _CheckedInference(self._model, self._check)
         if temperature > 0:
             key = self._noise.key(temperature)
-            task.decoder = _SamplingDecoder(temperature, self.tokenizer.eot, key)
+            task.decoder = _SamplingDecoder(temperature, eot, key)
         (result,) = task.run(features[None])
         return result
 

@@ -12,7 +12,6 @@ from weakref import WeakSet
 import anyio
 
 from fastwhisper import engine, tasks
-from fastwhisper.decoding import DecodeSettings
 from fastwhisper.engine import Lane
 from fastwhisper.errors import ModelNotReadyError, SessionClosedError
 from fastwhisper.loading import Load
@@ -24,8 +23,8 @@ if TYPE_CHECKING:
 
     from mlx_whisper.whisper import Whisper
 
-    from fastwhisper.audio import AudioSource, MelAudio
-    from fastwhisper.decoding import Task, TranscribeOptions
+    from fastwhisper.audio import AudioSource
+    from fastwhisper.decoding import DecodeSettings, Task, TranscribeOptions
     from fastwhisper.readiness import LoadResult
     from fastwhisper.values import (
         LoadingState,
@@ -84,8 +83,7 @@ async def open(
                 else:
                     await job.locate()
                     await job.finish()
-                    if job.keeps_converted:
-                        group.start_soon(job.keep_converted, name=f"convert {job.model_name}")
+                    group.start_soon(job.follow_up, name=f"follow up {job.model_name}")
                 yield session
             except anyio.get_cancelled_exc_class():
                 raise
@@ -109,8 +107,8 @@ async def open(
 @tasks.uninterrupted
 async def _load_in_background(job: Load) -> None:
     await job.finish_in_background()
-    if job.keeps_converted and job.readiness.is_ready:
-        await job.keep_converted()
+    if job.readiness.is_ready:
+        await job.follow_up()
 
 
 class Session:
@@ -214,6 +212,8 @@ class Session:
         cut short is decoded anew. Arguments and errors are those of `transcribe`; what
         can be refused by its form is refused here, the rest at the first segment.
         """
+        from fastwhisper.decoding import DecodeSettings  # noqa: PLC0415  a load does without it
+
         self._job.readiness.model()
         settings = DecodeSettings.from_options(language=language, task=task, seed=seed, **options)
         stream = SegmentStream(self._job, self._run, _detach(audio), settings)
@@ -306,10 +306,7 @@ class SegmentStream:
     async def decode_window(self) -> bool:
         """Decode the next window of 30 s, if there is one. Always a checkpoint."""
         if self._windows is None:
-            n_mels = self._job.readiness.model().dims.n_mels
-            mel = await self._run(partial(_open_mel, self._audio, n_mels), Lane.READ)
-            self._duration_s = mel.duration_s
-            self._windows = self._open_windows(mel)
+            self._windows = await self._run(self._open_windows, Lane.READ)
         more: bool = await self._run(partial(self._keep_next, self._windows), Lane.COMPUTE)
         return more
 
@@ -322,22 +319,17 @@ class SegmentStream:
         self._segments.extend(window.segments)
         return True
 
-    def _open_windows(self, mel: MelAudio) -> Iterator[Window]:
-        from fastwhisper.windows import transcribe_windows  # noqa: PLC0415  imports mlx_whisper
+    def _open_windows(self) -> Iterator[Window]:
+        # Imported here, in one of the engine's threads: NumPy and mlx_whisper's decoder.
+        from fastwhisper.audio import open_mel  # noqa: PLC0415
+        from fastwhisper.windows import transcribe_windows  # noqa: PLC0415
 
+        model = self._job.readiness.model()
+        mel = open_mel(self._audio, n_mels=model.dims.n_mels, check=engine.check)
+        self._duration_s = mel.duration_s
         return transcribe_windows(
-            self._job.readiness.model(),
-            mel,
-            self._settings,
-            fp16=self._job.dtype == "float16",
-            check=engine.check,
+            model, mel, self._settings, fp16=self._job.dtype == "float16", check=engine.check
         )
-
-
-def _open_mel(audio: AudioSource, n_mels: int) -> MelAudio:
-    from fastwhisper.audio import open_mel  # noqa: PLC0415  imports numpy, off the event loop
-
-    return open_mel(audio, n_mels=n_mels, check=engine.check)
 
 
 def _detach(audio: AudioSource) -> AudioSource:

@@ -11,7 +11,12 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from fastwhisper import cache, engine, upstream
-from fastwhisper.core.checkpoint import SAFETENSORS, confirm_checkpoint, inspect_checkpoint
+from fastwhisper.core.checkpoint import (
+    SAFETENSORS,
+    confirm_checkpoint,
+    fingerprint_headers,
+    inspect_checkpoint,
+)
 from fastwhisper.core.recipe import expected_loss
 from fastwhisper.errors import InvalidModelFormatError, TokenizationFailedError
 
@@ -20,7 +25,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import mlx.core as mx
-    from mlx_whisper.tokenizer import Tokenizer
     from mlx_whisper.whisper import Whisper
 
     from fastwhisper.core.checkpoint import Checkpoint
@@ -39,14 +43,13 @@ __all__ = [
     "multiply_densely",
     "prepare_text",
     "read",
+    "require_text",
     "warm_libraries",
     "warm_mel",
     "warm_network",
-    "warm_text",
     "warn_of_lost_words",
 ]
 
-_MULTILINGUAL_VOCAB: Final = 51865
 _VOCAB_WITHOUT_LANGUAGES: Final = 51765
 _MEL_FILTERS: Final = (80, 128)
 _WINDOW_POSITIONS: Final = 1500
@@ -94,12 +97,17 @@ def is_slow_to_read(checkpoint: Checkpoint) -> bool:
 
 
 def confirm(checkpoint: Checkpoint) -> None:
-    """Make sure that safetensors' own reader agrees; before `apply`.
+    """Make sure that safetensors' own reader agrees, or has agreed; before `apply`.
 
     Raises:
-        InvalidModelFormatError: It does not.
+        InvalidModelFormatError: It does not, or a file has changed.
     """
-    confirm_checkpoint(checkpoint)
+    if checkpoint.layout not in SAFETENSORS:
+        return
+    fingerprint = fingerprint_headers(checkpoint)
+    if not cache.recall_confirmed(fingerprint):
+        confirm_checkpoint(checkpoint)
+        cache.note_confirmed(fingerprint)
 
 
 def compute_dtype(chosen: DtypeName | None) -> DtypeName:
@@ -153,7 +161,7 @@ def build(checkpoint: Checkpoint, dtype: DtypeName) -> Whisper:
     Raises:
         BackendMissingError: MLX has no backend here.
     """
-    upstream.import_mlx_whisper()
+    upstream.import_network()
     import mlx.core as mx  # noqa: PLC0415
 
     from fastwhisper.core.params import build_module  # noqa: PLC0415
@@ -200,20 +208,19 @@ def keep_converted(checkpoint: Checkpoint, on_group: Callable[[int], object]) ->
     cache.store(checkpoint, groups(), check=engine.check)
 
 
-def prepare_text(checkpoint: Checkpoint) -> None:
-    """Build the tokenizer that decoding will ask for, and see that it fits.
+def require_text(checkpoint: Checkpoint) -> None:
+    """Make sure that a network hears Whisper's input and speaks the bundled tokenizer's tokens.
 
     Raises:
         TokenizationFailedError: The bundled tokenizer has more tokens than the network.
         InvalidModelFormatError: Its input is not Whisper's 30 s of mel.
     """
     n_vocab = checkpoint.dimensions.n_vocab
-    tokenizer = _tokenizer(n_vocab)
-    if tokenizer.encoding.n_vocab > n_vocab:
+    if n_vocab < _VOCAB_WITHOUT_LANGUAGES:
         raise TokenizationFailedError(
             checkpoint.path,
             f"its vocabulary has {n_vocab} tokens, Whisper's own tokenizer needs "
-            f"{tokenizer.encoding.n_vocab}; load_model() opens it without a tokenizer",
+            f"{_VOCAB_WITHOUT_LANGUAGES} or more; load_model() opens it without a tokenizer",
         )
     for field, value, usable in (
         ("n_mels", checkpoint.dimensions.n_mels, _MEL_FILTERS),
@@ -228,27 +235,17 @@ def prepare_text(checkpoint: Checkpoint) -> None:
             )
 
 
-def _tokenizer(n_vocab: int) -> Tokenizer:
-    """Give the one tokenizer of a vocabulary; mlx_whisper keeps it.
+def prepare_text(checkpoint: Checkpoint) -> None:
+    """Import all that decodes, build the tokenizer that it will ask for, and use that once.
 
-    Source:
-        `Whisper.is_multilingual` and `.num_languages` of mlx_whisper, which counts
-        languages by the size of the vocabulary.
+    Its first encoding compiles one expression of all special tokens, which takes 0.15 s.
     """
-    from mlx_whisper.tokenizer import get_tokenizer  # noqa: PLC0415  upstream has imported it
+    upstream.import_decoder()
+    from fastwhisper.sampler import tokenizer_of  # noqa: PLC0415  imports mlx_whisper
+    from fastwhisper.windows import transcribe_windows  # noqa: F401, PLC0415  the same
 
-    multilingual = n_vocab >= _MULTILINGUAL_VOCAB
-    return get_tokenizer(
-        multilingual,
-        num_languages=n_vocab - _VOCAB_WITHOUT_LANGUAGES - int(multilingual),
-        language="en",
-        task="transcribe",
-    )
-
-
-def warm_text(checkpoint: Checkpoint) -> None:
-    """Encode for the first time, which compiles one expression of all special tokens: 0.15 s."""
-    _tokenizer(checkpoint.dimensions.n_vocab).encode(" ")
+    n_vocab = checkpoint.dimensions.n_vocab
+    tokenizer_of(n_vocab, language="en", task="transcribe").encode(" ")
 
 
 def warm_mel(checkpoint: Checkpoint) -> None:

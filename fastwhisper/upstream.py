@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import builtins
 import importlib
 import sys
 import threading
-from types import ModuleType
-from typing import Any, Final
+from importlib.abc import MetaPathFinder
+from importlib.machinery import PathFinder, SourceFileLoader
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final
 
 from fastwhisper import blas
 from fastwhisper.errors import BackendMissingError
 
-__all__ = ["import_mlx", "import_mlx_whisper"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from importlib.machinery import ModuleSpec
+
+__all__ = ["import_decoder", "import_mlx", "import_network"]
 
 _blas_lock = threading.Lock()
 _package_lock = threading.Lock()
 _blas_is_in_place = False
 
-# mlx_whisper's package imports these two when it is imported, and with them numba and scipy
-# (for word times), tqdm, and the Hub client's API (to load models): nine tenths of its time,
-# for nothing that the network or the decoder of a window needs. During that import
-# placeholders stand in for them. Afterwards no placeholder is left anywhere, and the
-# package's attributes mean the real modules, which are imported when they are first used.
 _PACKAGE: Final = "mlx_whisper"
-_PUT_OFF: Final = ("load_models", "transcribe")
-_FUNCTION: Final = "transcribe"
-"""`mlx_whisper.transcribe` is a function: its package takes it from the module of that name."""
+_LIGHT: Final = (_PACKAGE, f"{_PACKAGE}.whisper")
+"""The modules that the network needs. Left to themselves they import the rest of mlx_whisper, and
+with it numba, scipy, the Hub's client, tiktoken and NumPy: nine tenths of their time."""
+
+_SUBMODULES: Final = ("audio", "decoding", "load_models", "timing", "tokenizer", "transcribe")
+"""What upstream's own import of the package leaves in it, besides the network."""
 
 
 def import_mlx() -> Any:
@@ -53,8 +58,8 @@ def import_mlx() -> Any:
         raise BackendMissingError(f"MLX can't be imported ({error}): {advice}") from error
 
 
-def import_mlx_whisper() -> None:
-    """Import mlx_whisper's network and decoder without what they don't need.
+def import_network() -> None:
+    """Import mlx_whisper's network, and put off all else of mlx_whisper until it is used.
 
     A package that the host has imported already is left as it is.
 
@@ -64,35 +69,91 @@ def import_mlx_whisper() -> None:
     import_mlx()
     with _package_lock:
         if _PACKAGE not in sys.modules:
-            _import_package()
-        importlib.import_module(f"{_PACKAGE}.whisper")
+            finder = _LightFinder()
+            sys.meta_path.insert(0, finder)
+            try:
+                importlib.import_module(_LIGHT[1])
+            finally:
+                sys.meta_path.remove(finder)
+        importlib.import_module(_LIGHT[1])
 
 
-def _import_package() -> None:
-    placeholders = {name: _Placeholder(f"{_PACKAGE}.{name}") for name in _PUT_OFF}
-    for placeholder in placeholders.values():
-        sys.modules.setdefault(placeholder.__name__, placeholder)
-    try:
-        package = importlib.import_module(_PACKAGE)
-    finally:
-        for placeholder in placeholders.values():
-            if sys.modules.get(placeholder.__name__) is placeholder:
-                del sys.modules[placeholder.__name__]
-    for name in _PUT_OFF:
-        vars(package).pop(name, None)
-    package.__class__ = _Package
+def import_decoder() -> None:
+    """Import what turns the network's output into text: NumPy, tiktoken, mlx_whisper's decoder.
+
+    Raises:
+        BackendMissingError: MLX is installed without a backend for this machine.
+    """
+    import_network()
+    network, decoding, numpy = map(
+        importlib.import_module, (_LIGHT[1], f"{_PACKAGE}.decoding", "numpy")
+    )
+    with _package_lock:
+        if isinstance(vars(network)["np"], _Late):
+            network.np = numpy  # type: ignore[attr-defined]
+            network.Whisper.decode = decoding.decode
+            network.Whisper.detect_language = decoding.detect_language
 
 
-class _Placeholder(ModuleType):
-    """Stands in for a module while its package is imported."""
+class _LightFinder(MetaPathFinder):
+    """Finds the modules of `_LIGHT` as ever, and has them imported without what they put off."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(name, path, target) if name in _LIGHT else None
+        if spec is not None and type(spec.loader) is SourceFileLoader:
+            spec.loader = _LightLoader(spec.loader.name, spec.loader.path)
+        return spec
+
+
+class _LightLoader(SourceFileLoader):
+    """Runs a module with an `import` of its own; nobody else sees it."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        scope = vars(builtins) | {"__import__": _import_lightly}
+        vars(module)["__builtins__"] = scope
+        super().exec_module(module)
+        # The functions of the module keep this dictionary.
+        scope["__import__"] = builtins.__import__
+        if "np" in vars(module):
+            vars(module)["np"] = _Late("numpy")
+        if module.__name__ == _PACKAGE:
+            for name in _SUBMODULES:
+                vars(module).pop(name, None)
+            module.__class__ = _Package
+
+
+def _import_lightly(
+    name: str,
+    globals: Mapping[str, object] | None = None,  # noqa: A002  as `__import__` has them
+    locals: Mapping[str, object] | None = None,  # noqa: A002
+    fromlist: Sequence[str] = (),
+    level: int = 0,
+) -> Any:
+    """Import as ever, but for what the network does without."""
+    if (level, name) == (0, "numpy"):
+        return SimpleNamespace(ndarray="np.ndarray")  # all that annotations ask for
+    if level == 1 and not name:
+        return SimpleNamespace(**dict.fromkeys(fromlist))
+    if level == 1 and name in _SUBMODULES:
+        return SimpleNamespace(**{part: _late(f"{_PACKAGE}.{name}", part) for part in fromlist})
+    return builtins.__import__(name, globals, locals, fromlist, level)
+
+
+def _late(module: str, name: str) -> Callable[..., Any]:
+    """Stand in for a function of a module that is imported at its first call."""
+
+    def late(*args: Any, **kwargs: Any) -> Any:
+        return getattr(importlib.import_module(module), name)(*args, **kwargs)
+
+    return late
+
+
+class _Late(ModuleType):
+    """Stands in for a module that is imported when something of it is asked for."""
 
     def __getattr__(self, name: str) -> Any:
-        if name == _FUNCTION:
-            return None  # what the package takes, and what is taken away from it again
-        # Another thread has met the placeholder: it gets what it came for.
-        if name.startswith("__"):
-            raise AttributeError(name)
-        sys.modules.pop(self.__name__, None)
         return getattr(importlib.import_module(self.__name__), name)
 
 
@@ -100,13 +161,13 @@ class _Package(ModuleType):
     """mlx_whisper, with what was put off imported when it is asked for."""
 
     def __getattr__(self, name: str) -> Any:
-        if name in {*_PUT_OFF, "timing"}:
+        if name in _SUBMODULES:
             importlib.import_module(f"{_PACKAGE}.{name}")
             return vars(self)[name]
         raise AttributeError(f"module {_PACKAGE!r} has no attribute {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Importing the module binds its name to it; the package's own line comes after.
-        if name == _FUNCTION and isinstance(value, ModuleType):
+        if name == "transcribe" and isinstance(value, ModuleType):
             value = value.transcribe
         super().__setattr__(name, value)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     import mlx.core as mx
     from mlx_whisper.decoding import DecodingResult
+    from mlx_whisper.tokenizer import Tokenizer
     from mlx_whisper.whisper import Whisper
 
     from fastwhisper.audio import MelAudio
@@ -150,7 +151,6 @@ class _Loop:
         self._settings = settings
         self._check = check
         self._sampler = Sampler(model, audio, settings, fp16=fp16, check=check)
-        self._tokenizer = self._sampler.tokenizer
         # Mel frames and seconds of one timestamp token: 2, 0.02 s.
         self._frames_per_step = WINDOW_FRAMES // model.dims.n_audio_ctx
         self._step_s = self._frames_per_step / FRAMES_PER_SECOND
@@ -161,6 +161,10 @@ class _Loop:
         self._prompt: list[int] = []
         if settings.initial_prompt is not None:
             self._prompt = self._tokenizer.encode(" " + settings.initial_prompt.strip())
+
+    @property
+    def _tokenizer(self) -> Tokenizer:
+        return self._sampler.tokenizer
 
     def next_window(self) -> Window | None:
         """Decode the next window of the clips: an empty one when there is none at all."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
@@ -15,6 +16,7 @@ from fastwhisper.core.header import (
     WeightFile,
     list_directory,
     parse_safetensors,
+    read_header,
     read_json,
     shown,
     to_path,
@@ -26,14 +28,12 @@ from fastwhisper.core.huggingface import (
     translate,
 )
 from fastwhisper.core.index import plan_shards
-from fastwhisper.core.layouts import parse_alignment_heads, plan_ctranslate2
 from fastwhisper.core.network import (
     check_quantization,
     check_tensors,
     expected_shapes,
     parse_dimensions,
 )
-from fastwhisper.core.npz import plan_npz
 from fastwhisper.errors import InvalidModelFormatError
 from fastwhisper.values import Quantization
 
@@ -157,8 +157,8 @@ def inspect_checkpoint(path: str | os.PathLike[str], *, confirm: bool = True) ->
 
     Args:
         path: The directory.
-        confirm: Also ask safetensors' own reader, which imports NumPy (0.25 s the first
-            time); with False, `confirm_checkpoint` must pass before a weight is used.
+        confirm: Also ask safetensors' own reader, which imports NumPy; with False,
+            `confirm_checkpoint` must pass before a weight is used.
 
     Returns:
         The checkpoint.
@@ -206,6 +206,28 @@ def confirm_checkpoint(checkpoint: Checkpoint) -> None:
             opened.must_be(file, at_path=True)
 
 
+def fingerprint_headers(checkpoint: Checkpoint) -> str:
+    """Sum up all that the verdict of `confirm_checkpoint` depends on: headers and lengths.
+
+    Args:
+        checkpoint: A whole checkpoint, no share of one.
+
+    Returns:
+        The SHA-256 of them, as 64 hexadecimal digits.
+
+    Raises:
+        InvalidModelFormatError: A file has changed.
+    """
+    digest = hashlib.sha256()
+    for file in checkpoint.files:
+        with RegularFile(file.path) as opened:
+            opened.must_be(file)
+            digest.update(b"%d\n" % file.size_bytes)
+            digest.update(read_header(opened))
+            opened.must_be(file, at_path=True)
+    return digest.hexdigest()
+
+
 def _inspect_named(
     directory: Path, where: Path, config: dict[str, object], names: frozenset[str]
 ) -> Checkpoint:
@@ -220,6 +242,8 @@ def _inspect_named(
     layout: Layout = "safetensors"
     left_out: list[TensorPlan] = []
     if where.suffix == ".npz":
+        from fastwhisper.core.npz import plan_npz  # noqa: PLC0415  for this layout alone
+
         layout = "npz"
         with RegularFile(where) as file:
             tensors = plan_npz(file.read_at, file.seen.size_bytes, where, 0)
@@ -237,6 +261,8 @@ def _inspect_named(
     check_quantization(config, precision, directory / CONFIG)
     heads = None
     if foreign and GENERATION_CONFIG in names:
+        from fastwhisper.core.layouts import parse_alignment_heads  # noqa: PLC0415  as above
+
         generation = read_json(directory / GENERATION_CONFIG)
         heads = parse_alignment_heads(generation, dimensions, directory / GENERATION_CONFIG)
     return Checkpoint(
@@ -253,6 +279,8 @@ def _inspect_named(
 
 def _inspect_ctranslate2(directory: Path, where: Path, config: dict[str, object]) -> Checkpoint:
     """Plan a CTranslate2 checkpoint; its config has no dimensions."""
+    from fastwhisper.core.layouts import parse_alignment_heads, plan_ctranslate2  # noqa: PLC0415
+
     with RegularFile(where) as file:
         tensors, dimensions = plan_ctranslate2(file.read_at, file.seen.size_bytes, where, 0)
         files = (file.seen,)

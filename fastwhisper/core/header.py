@@ -11,6 +11,7 @@ import json
 import math
 import os
 import stat
+from codecs import BOM_UTF8
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ __all__ = [
     "list_directory",
     "parse_json",
     "parse_safetensors",
+    "read_header",
     "read_json",
     "shown",
     "to_path",
@@ -265,7 +267,7 @@ def parse_json(data: bytes, path: Path) -> dict[str, object]:
         InvalidModelFormatError: It is anything else.
     """
     try:
-        parsed = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_unique)
+        parsed = json.loads(data.removeprefix(BOM_UTF8).decode(), object_pairs_hook=_unique)
     except RecursionError:
         raise InvalidModelFormatError(path, None, f"is nested too deeply; {_AGAIN}") from None
     except ValueError as error:
@@ -274,6 +276,28 @@ def parse_json(data: bytes, path: Path) -> dict[str, object]:
     if type(parsed) is not dict:
         raise InvalidModelFormatError(path, None, f"holds no JSON object; {_AGAIN}")
     return parsed
+
+
+def read_header(file: RegularFile) -> bytes:
+    """Read the JSON of a safetensors header, of a length that it may have.
+
+    Raises:
+        InvalidModelFormatError: The file has no such header.
+    """
+    path, size = file.seen.path, file.seen.size_bytes
+    length = int.from_bytes(file.read_at(0, 8), "little")
+    if size < 8 or 8 + length > size:  # noqa: PLR2004 - the length's own eight bytes
+        raise InvalidModelFormatError(
+            path, None, f"has {size} bytes, too few for its header; {_AGAIN}"
+        )
+    if length > MAX_HEADER_BYTES:
+        raise InvalidModelFormatError(
+            path, None, f"has a header of {length} bytes, more than any Whisper needs; {_AGAIN}"
+        )
+    header = file.read_at(8, length)
+    if not header.startswith(b"{"):
+        raise InvalidModelFormatError(path, None, f"has no safetensors header; {_AGAIN}")
+    return header
 
 
 def parse_safetensors(file: RegularFile, index: int) -> list[TensorPlan]:
@@ -293,20 +317,9 @@ def parse_safetensors(file: RegularFile, index: int) -> list[TensorPlan]:
         safetensors, README "Format": 8 bytes of little-endian length, that many bytes
         of JSON, then the data without holes.
     """
-    path, size = file.seen.path, file.seen.size_bytes
-    length = int.from_bytes(file.read_at(0, 8), "little")
-    start = 8 + length
-    if size < 8 or start > size:  # noqa: PLR2004 - the length's own eight bytes
-        raise InvalidModelFormatError(
-            path, None, f"has {size} bytes, too few for its header; {_AGAIN}"
-        )
-    if length > MAX_HEADER_BYTES:
-        raise InvalidModelFormatError(
-            path, None, f"has a header of {length} bytes, more than any Whisper needs; {_AGAIN}"
-        )
-    header = file.read_at(8, length)
-    if not header.startswith(b"{"):
-        raise InvalidModelFormatError(path, None, f"has no safetensors header; {_AGAIN}")
+    path = file.seen.path
+    header = read_header(file)
+    start = 8 + len(header)
     entries = parse_json(header, path)
     if len(entries) > MAX_TENSORS:
         raise InvalidModelFormatError(path, None, f"has {len(entries)} tensors; {_AGAIN}")
@@ -317,7 +330,7 @@ def parse_safetensors(file: RegularFile, index: int) -> list[TensorPlan]:
         else:
             plans.append(_plan_entry(name, entry, path, index, start))
     plans.sort(key=lambda plan: (plan.offset_bytes, plan.size_bytes))
-    _check_cover(plans, start, size, path)
+    _check_cover(plans, start, file.seen.size_bytes, path)
     return plans
 
 

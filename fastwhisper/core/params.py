@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mlx_whisper.whisper import Whisper
 
     from fastwhisper.core.checkpoint import Checkpoint
-    from fastwhisper.values import DtypeName
+    from fastwhisper.values import Dimensions, DtypeName
 
 __all__ = ["apply_params", "build_module", "multiply_densely"]
 
@@ -45,11 +45,9 @@ def build_module(checkpoint: Checkpoint, *, dtype: DtypeName = "float32") -> Whi
     Returns:
         A network whose parameters `apply_params` must set.
     """
-    # Imported late: the shell prepares a light import of mlx_whisper first.
-    from mlx_whisper.whisper import ModelDimensions, Whisper  # noqa: PLC0415 - see above
-
-    dims = ModelDimensions(**asdict(checkpoint.dimensions))
-    module = Whisper(dims, getattr(mx, dtype))
+    module = _assemble(checkpoint.dimensions, getattr(mx, dtype))
+    hidden = [array for name, (_, _, array) in _slots(module) if _is_hidden(name)]
+    mx.async_eval(hidden)  # type: ignore[no-untyped-call]  # computed beside what follows
     precision = checkpoint.precision
 
     def settings(name: str, _: nn.Module) -> dict[str, object] | bool:
@@ -60,10 +58,46 @@ def build_module(checkpoint: Checkpoint, *, dtype: DtypeName = "float32") -> Whi
         nn.quantize(module, class_predicate=settings)
     if checkpoint.alignment_heads:
         heads = [list(pair) for pair in checkpoint.alignment_heads]
-        # int64 as upstream's own default has.
         module.alignment_heads = mx.array(heads, dtype=mx.int64)
-    hidden = [array for name, (_, _, array) in _slots(module) if _is_hidden(name)]
     mx.eval([*hidden, module.alignment_heads])
+    return module
+
+
+def _assemble(dimensions: Dimensions, dtype: mx.Dtype) -> Whisper:
+    """Do as the constructor of the network does, without NumPy.
+
+    NumPy takes longer to import than a small model takes to read.
+
+    Source:
+        `Whisper.__init__` of mlx_whisper 0.4.3.
+    """
+    # Imported late: the shell prepares a light import of mlx_whisper first.
+    from mlx_whisper import whisper  # noqa: PLC0415 - see above
+
+    dims = whisper.ModelDimensions(**asdict(dimensions))
+    module = whisper.Whisper.__new__(whisper.Whisper)
+    nn.Module.__init__(module)
+    module.dims = dims
+    module.encoder = whisper.AudioEncoder(
+        dims.n_mels,
+        dims.n_audio_ctx,
+        dims.n_audio_state,
+        dims.n_audio_head,
+        dims.n_audio_layer,
+        dtype,
+    )
+    module.decoder = whisper.TextDecoder(
+        dims.n_vocab,
+        dims.n_text_ctx,
+        dims.n_text_state,
+        dims.n_text_head,
+        dims.n_text_layer,
+        dtype,
+    )
+    # All heads of the upper half of the layers; int64 as upstream.
+    layers = range(dims.n_text_layer // 2, dims.n_text_layer)
+    heads = [[layer, head] for layer in layers for head in range(dims.n_text_head)]
+    module.alignment_heads = mx.array(heads, dtype=mx.int64)
     return module
 
 

@@ -43,12 +43,11 @@ STAGES = {
     "inspect": "fastwhisper.stages.inspect",
     "read": "fastwhisper.stages.read",
     "confirm": "fastwhisper.stages.confirm",
-    "import": "fastwhisper.upstream.import_mlx_whisper",
+    "import": "fastwhisper.upstream.import_network",
     "build": "fastwhisper.stages.build",
     "tokenizer": "fastwhisper.stages.prepare_text",
     "warm libraries": "fastwhisper.stages.warm_libraries",
     "warm mel": "fastwhisper.stages.warm_mel",
-    "warm text": "fastwhisper.stages.warm_text",
     "warm network": "fastwhisper.stages.warm_network",
     "apply": "fastwhisper.stages.apply",
 }

@@ -202,7 +202,7 @@ def test_imports_mlx_whisper_without_its_heavy_parts() -> None:
     done = run_python(
         "import sys\n"
         "from fastwhisper import engine, upstream\n"
-        "engine.run_blocking(upstream.import_mlx_whisper, engine.Lane.COMPUTE)\n"
+        "engine.run_blocking(upstream.import_network, engine.Lane.COMPUTE)\n"
         "heavy = {'numba', 'scipy', 'torch', 'tqdm', 'huggingface_hub'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
         "import mlx_whisper\n"
@@ -230,7 +230,7 @@ def test_upstreams_function_is_found_under_every_import(line: str) -> None:
     """`mlx_whisper.transcribe` is the function, however it is imported after us."""
     done = run_python(
         "from fastwhisper import upstream\n"
-        "upstream.import_mlx_whisper()\n"
+        "upstream.import_network()\n"
         f"{line}\n"
         "import inspect\n"
         "assert 'word_timestamps' in inspect.signature(transcribe).parameters\n"
@@ -244,7 +244,7 @@ def test_leaves_an_imported_mlx_whisper_alone() -> None:
         "import sys, mlx_whisper\n"
         "before = dict(vars(mlx_whisper))\n"
         "from fastwhisper import engine, upstream\n"
-        "engine.run_blocking(upstream.import_mlx_whisper, engine.Lane.COMPUTE)\n"
+        "engine.run_blocking(upstream.import_network, engine.Lane.COMPUTE)\n"
         "assert dict(vars(mlx_whisper)) == before\n"
     )
     assert done.returncode == 0, done.stderr

@@ -44,7 +44,7 @@ def mumble(model: Whisper) -> Iterator[Heard]:
 def noise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the small models hear noise, as speech is too long for them, and write no text."""
     monkeypatch.setattr(quantizing, "_hear", mumble)
-    monkeypatch.setattr(stages, "prepare_text", lambda _: None)
+    monkeypatch.setattr(stages, "require_text", lambda _: None)
 
 
 @pytest.fixture
