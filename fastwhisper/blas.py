@@ -17,7 +17,7 @@ from typing import Final
 
 from fastwhisper.errors import BackendMissingError
 
-__all__ = ["VARIABLE", "prepare"]
+__all__ = ["VARIABLE", "has_cuda_backend", "prepare"]
 
 VARIABLE: Final = "FASTWHISPER_BLAS"
 _LIBRARIES: Final = ("libopenblas.so.0", "libopenblas.so")
@@ -36,7 +36,7 @@ def prepare() -> str | None:
         BackendMissingError: `FASTWHISPER_BLAS` names a file that can't be loaded.
     """
     chosen = os.environ.get(VARIABLE, "")
-    if chosen == "off" or not _mlx_computes_on_a_linux_cpu():
+    if chosen == "off" or sys.platform != "linux" or has_cuda_backend():
         return None
     if "mlx.core" in sys.modules:
         _logger.info(
@@ -67,10 +67,8 @@ def prepare() -> str | None:
     return None
 
 
-def _mlx_computes_on_a_linux_cpu() -> bool:
+def has_cuda_backend() -> bool:
     """Tell from the installed files alone, since importing MLX is what must wait."""
-    if sys.platform != "linux":
-        return False
     spec = importlib.util.find_spec("mlx")
     places = [] if spec is None else list(spec.submodule_search_locations or ())
-    return not any(any(Path(place).parent.glob("mlx_cuda*.dist-info")) for place in places)
+    return any(any(Path(place).parent.glob("mlx_cuda*.dist-info")) for place in places)

@@ -152,8 +152,8 @@ class _Threads:
         self.idle = threading.Semaphore(0)
         self.forever = threading.Lock()
         self.forever.acquire()
-        # Two readers more than a load has lanes: they build the network and warm the mel meanwhile.
-        self.lanes = [Lane.FILES] * 2 + [Lane.COMPUTE] + [Lane.READ] * (READERS + 2)
+        # More than a load reads with: the others build the network and warm up meanwhile.
+        self.lanes = [Lane.FILES] * 2 + [Lane.COMPUTE] + [Lane.READ] * (2 * READERS)
         self.threads = [
             threading.Thread(
                 target=self._work,

@@ -270,14 +270,25 @@ class Load:
         async def warm_up() -> None:
             dtype = await engine.run(self._begin_warm_up, Lane.COMPUTE)
             if dtype is not None:
-                libraries = partial(stages.warm_libraries, checkpoint, dtype)
+                mel = partial(stages.warm_mel, checkpoint)
                 await tasks.side_by_side(
-                    partial(self._warm, libraries, Lane.COMPUTE),
-                    partial(self._warm, partial(stages.warm_mel, checkpoint), Lane.READ),
+                    partial(warm_kernels, dtype),
+                    partial(self._warm, mel, Lane.READ),
                     self._prepare_text,
                 )
-                await self._warm(partial(stages.warm_network, checkpoint, dtype), Lane.COMPUTE)
                 self._meter.report("warm-up", 0, 0)
+
+        async def warm_kernels(dtype: DtypeName) -> None:
+            # MLX compiles in the compute lane alone: its table of what it compiled has no lock.
+            convolution = partial(stages.warm_convolution, checkpoint, dtype)
+            attention = partial(stages.warm_attention, checkpoint, dtype)
+            products = partial(stages.warm_products, checkpoint, dtype)
+            await tasks.side_by_side(
+                partial(self._warm, convolution, Lane.READ),
+                partial(self._warm, attention, Lane.READ),
+                partial(self._warm, products, Lane.COMPUTE),
+            )
+            await self._warm(partial(stages.warm_network, checkpoint, dtype), Lane.COMPUTE)
 
         self._meter.report("read", 0, checkpoint.total_bytes)
         readers = [partial(read, share) for share in checkpoint.split(engine.READERS)]

@@ -9,9 +9,8 @@ Source:
 from __future__ import annotations
 
 import secrets
-import threading
 from functools import cached_property
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
@@ -22,10 +21,10 @@ from mlx_whisper.decoding import (
     Inference,
     detect_language,
 )
-from mlx_whisper.tokenizer import get_tokenizer
 
 from fastwhisper.audio import WINDOW_FRAMES
 from fastwhisper.languages import LANGUAGES
+from fastwhisper.upstream import tokenizer_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,31 +34,9 @@ if TYPE_CHECKING:
     from mlx_whisper.whisper import Whisper
 
     from fastwhisper.audio import MelAudio
-    from fastwhisper.decoding import DecodeSettings, Task
+    from fastwhisper.decoding import DecodeSettings
 
-__all__ = ["Sampler", "tokenizer_of"]
-
-_MULTILINGUAL_VOCAB: Final = 51865
-_VOCAB_WITHOUT_LANGUAGES: Final = 51765
-
-_tokenizer_lock = threading.Lock()
-
-
-def tokenizer_of(n_vocab: int, *, language: str, task: Task) -> Tokenizer:
-    """Give the tokenizer of a network; who comes while it is built waits for it.
-
-    Args:
-        n_vocab: Tokens of the network, by which mlx_whisper counts its languages.
-        language: Code of the spoken language.
-        task: Write down what is said, or translate it to English.
-
-    Source:
-        `Whisper.is_multilingual` and `.num_languages` of mlx_whisper 0.4.3.
-    """
-    multilingual = n_vocab >= _MULTILINGUAL_VOCAB
-    languages = n_vocab - _VOCAB_WITHOUT_LANGUAGES - int(multilingual)
-    with _tokenizer_lock:
-        return get_tokenizer(multilingual, num_languages=languages, language=language, task=task)
+__all__ = ["Sampler"]
 
 
 class _CheckedInference(Inference):

@@ -44,14 +44,16 @@ __all__ = [
     "prepare_text",
     "read",
     "require_text",
-    "warm_libraries",
+    "warm_attention",
+    "warm_convolution",
     "warm_mel",
     "warm_network",
+    "warm_products",
     "warn_of_lost_words",
 ]
 
-_VOCAB_WITHOUT_LANGUAGES: Final = 51765
 _MEL_FILTERS: Final = (80, 128)
+_CAST_BYTES: Final = 1 << 20
 _WINDOW_POSITIONS: Final = 1500
 _WARM_SAMPLES: Final = 16_000
 _WARM_TOKENS: Final = 3
@@ -142,17 +144,32 @@ def read(
     arrays: Params = {}
     for group in map(dict, read_shards(lane)):
         engine.check()
-        read_bytes = 0
-        # One by one, each let go before the next: a cast group never stands beside its source.
-        for name in list(group):
-            array = group.pop(name)
-            read_bytes += array.nbytes
-            if dtype is not None and mx.issubdtype(array.dtype, mx.floating):
-                array = array.astype(getattr(mx, dtype))
-                mx.eval(array)
-            arrays[name] = array
+        read_bytes = sum(array.nbytes for array in group.values())
+        if dtype is not None:
+            _cast(group, getattr(mx, dtype))
+        arrays |= group
         on_group(read_bytes)
     return arrays
+
+
+def _cast(group: Params, dtype: mx.Dtype) -> None:
+    """Cast the floating arrays of a group, few at a time, so that few stand beside their source.
+
+    One by one would take longer: with each evaluation a thread gives Python away, and waits for
+    it up to 5 ms.
+    """
+    import mlx.core as mx  # noqa: PLC0415
+
+    floating = (name for name, array in group.items() if mx.issubdtype(array.dtype, mx.floating))
+    waiting = [name for name in floating if group[name].dtype != dtype]
+    while waiting:
+        batch: Params = {}
+        read_bytes = 0
+        while waiting and read_bytes < _CAST_BYTES:
+            name = waiting.pop()
+            read_bytes += group[name].nbytes
+            batch[name] = group[name] = group[name].astype(dtype)
+        mx.eval(list(batch.values()))
 
 
 def build(checkpoint: Checkpoint, dtype: DtypeName) -> Whisper:
@@ -216,11 +233,11 @@ def require_text(checkpoint: Checkpoint) -> None:
         InvalidModelFormatError: Its input is not Whisper's 30 s of mel.
     """
     n_vocab = checkpoint.dimensions.n_vocab
-    if n_vocab < _VOCAB_WITHOUT_LANGUAGES:
+    if n_vocab < upstream.VOCAB_WITHOUT_LANGUAGES:
         raise TokenizationFailedError(
             checkpoint.path,
-            f"its vocabulary has {n_vocab} tokens, Whisper's own tokenizer needs "
-            f"{_VOCAB_WITHOUT_LANGUAGES} or more; load_model() opens it without a tokenizer",
+            f"its vocabulary has {n_vocab} tokens, Whisper's own tokenizer has "
+            f"{upstream.VOCAB_WITHOUT_LANGUAGES} at least; load_model() opens it without one",
         )
     for field, value, usable in (
         ("n_mels", checkpoint.dimensions.n_mels, _MEL_FILTERS),
@@ -236,16 +253,15 @@ def require_text(checkpoint: Checkpoint) -> None:
 
 
 def prepare_text(checkpoint: Checkpoint) -> None:
-    """Import all that decodes, build the tokenizer that it will ask for, and use that once.
+    """Build the tokenizer that decoding will ask for, use it once, and import what decodes.
 
     Its first encoding compiles one expression of all special tokens, which takes 0.15 s.
     """
-    upstream.import_decoder()
-    from fastwhisper.sampler import tokenizer_of  # noqa: PLC0415  imports mlx_whisper
-    from fastwhisper.windows import transcribe_windows  # noqa: F401, PLC0415  the same
-
     n_vocab = checkpoint.dimensions.n_vocab
-    tokenizer_of(n_vocab, language="en", task="transcribe").encode(" ")
+    upstream.tokenizer_of(n_vocab, language="en", task="transcribe").encode(" ")
+    engine.check()
+    upstream.import_decoder()
+    from fastwhisper.windows import transcribe_windows  # noqa: F401, PLC0415  imports the rest
 
 
 def warm_mel(checkpoint: Checkpoint) -> None:
@@ -258,32 +274,38 @@ def warm_mel(checkpoint: Checkpoint) -> None:
     open_mel(silence, n_mels=checkpoint.dimensions.n_mels, check=engine.check)
 
 
-def warm_libraries(checkpoint: Checkpoint, dtype: DtypeName) -> None:
-    """Have what multiplies and convolves loaded, by products of the network's sizes.
-
-    On a GPU these libraries take half of the time that a first window takes. They need nothing
-    but MLX, so Python may import the rest meanwhile.
-    """
+def warm_convolution(checkpoint: Checkpoint, dtype: DtypeName) -> None:
+    """Convolve for the first time, which loads what convolves."""
     mx = upstream.import_mlx()
-    dimensions = checkpoint.dimensions
-    state = dimensions.n_audio_state
+    size = checkpoint.dimensions
     compute = getattr(mx, dtype)
-    mel = mx.zeros((1, 2 * dimensions.n_audio_ctx, dimensions.n_mels), compute)
-    audio = mx.zeros((1, dimensions.n_audio_ctx, state), compute)
-    products = [
-        mx.conv1d(mel, mx.zeros((state, 3, dimensions.n_mels), compute), padding=1),
-        audio @ mx.zeros((state, state), compute),
-    ]
+    mel = mx.zeros((1, 2 * size.n_audio_ctx, size.n_mels), compute)
+    mx.eval(mx.conv1d(mel, mx.zeros((size.n_audio_state, 3, size.n_mels), compute), padding=1))
+
+
+def warm_attention(checkpoint: Checkpoint, dtype: DtypeName) -> None:
+    """Multiply head by head for the first time: another kernel than that of one product."""
+    mx = upstream.import_mlx()
+    size = checkpoint.dimensions
+    audio = mx.zeros((1, size.n_audio_ctx, size.n_audio_state), getattr(mx, dtype))
+    heads = audio.reshape(1, size.n_audio_ctx, size.n_audio_head, -1)
+    mx.eval(heads.transpose(0, 2, 1, 3) @ heads.transpose(0, 2, 3, 1))
+
+
+def warm_products(checkpoint: Checkpoint, dtype: DtypeName) -> None:
+    """Multiply for the first time, with plain and with quantized matrices."""
+    mx = upstream.import_mlx()
+    size = checkpoint.dimensions
+    state = size.n_audio_state
+    compute = getattr(mx, dtype)
+    audio = mx.zeros((1, size.n_audio_ctx, state), compute)
+    mx.eval(audio @ mx.zeros((state, state), compute))
     for how in set(checkpoint.precision.values()):
         scales = mx.zeros((state, state // how.group_size), compute)
         weight = mx.zeros((state, state * how.bits // 32), mx.uint32)
-        products += [
-            mx.quantized_matmul(x, weight, scales, scales, **asdict(how))
-            for x in (audio, audio[:, :1])
-        ]
-    for product in products:
-        engine.check()
-        mx.eval(product)
+        for x in (audio, audio[:, :1]):
+            engine.check()
+            mx.eval(mx.quantized_matmul(x, weight, scales, scales, **asdict(how)))
 
 
 def warm_network(checkpoint: Checkpoint, dtype: DtypeName) -> None:
@@ -292,11 +314,12 @@ def warm_network(checkpoint: Checkpoint, dtype: DtypeName) -> None:
     Its layers are as wide as the real ones, so that its kernels are theirs; it needs none of
     the weights, so it need not wait for them. After the other warm-ups.
     """
+    upstream.import_decoder()
     import mlx.core as mx  # noqa: PLC0415
     import numpy as np  # noqa: PLC0415
     from mlx.utils import tree_map  # noqa: PLC0415
 
-    from fastwhisper.audio import open_mel  # noqa: PLC0415
+    from fastwhisper.audio import WINDOW_FRAMES, MelAudio  # noqa: PLC0415
     from fastwhisper.core.params import build_module  # noqa: PLC0415
     from fastwhisper.decoding import DecodeSettings  # noqa: PLC0415
     from fastwhisper.windows import transcribe_windows  # noqa: PLC0415
@@ -317,13 +340,8 @@ def warm_network(checkpoint: Checkpoint, dtype: DtypeName) -> None:
         return mx.zeros(array.shape, getattr(mx, dtype) if floating else array.dtype)
 
     module.update(tree_map(zeros, module.parameters()))
-    silence = np.zeros(_WARM_SAMPLES, np.float32)
+    mel = np.zeros((2 * WINDOW_FRAMES, module.dims.n_mels), np.float32)
+    silence = MelAudio(mel, content_frames=WINDOW_FRAMES, duration_s=0.0)
     settings = DecodeSettings.from_options(language="en", temperature=0, sample_len=_WARM_TOKENS)
-    windows = transcribe_windows(
-        module,
-        open_mel(silence, n_mels=module.dims.n_mels, check=engine.check),
-        settings,
-        fp16=dtype == "float16",
-        check=engine.check,
-    )
-    next(windows)
+    fp16 = dtype == "float16"
+    next(transcribe_windows(module, silence, settings, fp16=fp16, check=engine.check))

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
+import ctypes
 import importlib
+import importlib.util
+import os
 import sys
 import threading
 from importlib.abc import MetaPathFinder
 from importlib.machinery import PathFinder, SourceFileLoader
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,14 +23,29 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from importlib.machinery import ModuleSpec
 
-__all__ = ["import_decoder", "import_mlx", "import_network"]
+    from mlx_whisper.tokenizer import Tokenizer
 
-_blas_lock = threading.Lock()
+    from fastwhisper.decoding import Task
+
+__all__ = [
+    "VOCAB_WITHOUT_LANGUAGES",
+    "import_decoder",
+    "import_mlx",
+    "import_network",
+    "tokenizer_of",
+]
+
+VOCAB_WITHOUT_LANGUAGES: Final = 51765
+_MULTILINGUAL_VOCAB: Final = 51865
+
+_prepare_lock = threading.Lock()
 _package_lock = threading.Lock()
-_blas_is_in_place = False
+_tokenizer_lock = threading.Lock()
+_is_prepared = False
 
 _PACKAGE: Final = "mlx_whisper"
-_LIGHT: Final = (_PACKAGE, f"{_PACKAGE}.whisper")
+_NETWORK: Final = "mlx_whisper.whisper"
+_LIGHT: Final = (_PACKAGE, _NETWORK)
 """The modules that the network needs. Left to themselves they import the rest of mlx_whisper, and
 with it numba, scipy, the Hub's client, tiktoken and NumPy: nine tenths of their time."""
 
@@ -40,11 +60,13 @@ def import_mlx() -> Any:
         BackendMissingError: MLX is installed without a backend for this machine, or
             `FASTWHISPER_BLAS` names a file that can't be loaded.
     """
-    global _blas_is_in_place  # noqa: PLW0603  once for the process, as the import is
-    with _blas_lock:
-        if not _blas_is_in_place:
+    global _is_prepared  # noqa: PLW0603  once for the process, as the import is
+    with _prepare_lock:
+        if not _is_prepared:
             blas.prepare()
-            _blas_is_in_place = True
+            if sys.platform == "linux":
+                _load_library()
+            _is_prepared = True
     try:
         return importlib.import_module("mlx.core")
     except ImportError as error:
@@ -67,32 +89,75 @@ def import_network() -> None:
         BackendMissingError: MLX is installed without a backend for this machine.
     """
     import_mlx()
-    with _package_lock:
-        if _PACKAGE not in sys.modules:
-            finder = _LightFinder()
-            sys.meta_path.insert(0, finder)
-            try:
-                importlib.import_module(_LIGHT[1])
-            finally:
-                sys.meta_path.remove(finder)
-        importlib.import_module(_LIGHT[1])
+    _import_lightly(_NETWORK)
 
 
 def import_decoder() -> None:
-    """Import what turns the network's output into text: NumPy, tiktoken, mlx_whisper's decoder.
+    """Import what turns the network's output into text: NumPy, and mlx_whisper's decoder.
 
     Raises:
         BackendMissingError: MLX is installed without a backend for this machine.
     """
     import_network()
     network, decoding, numpy = map(
-        importlib.import_module, (_LIGHT[1], f"{_PACKAGE}.decoding", "numpy")
+        importlib.import_module, (_NETWORK, f"{_PACKAGE}.decoding", "numpy")
     )
     with _package_lock:
         if isinstance(vars(network)["np"], _Late):
             network.np = numpy  # type: ignore[attr-defined]
             network.Whisper.decode = decoding.decode
             network.Whisper.detect_language = decoding.detect_language
+
+
+def tokenizer_of(n_vocab: int, *, language: str, task: Task) -> Tokenizer:
+    """Give the tokenizer of a network; who comes while it is built waits for it. Without MLX.
+
+    Args:
+        n_vocab: Tokens of the network, by which mlx_whisper counts its languages.
+        language: Code of the spoken language.
+        task: Write down what is said, or translate it to English.
+
+    Source:
+        `Whisper.is_multilingual` and `.num_languages` of mlx_whisper 0.4.3.
+    """
+    _import_lightly(_PACKAGE)
+    from mlx_whisper.tokenizer import get_tokenizer  # noqa: PLC0415  as the line before says
+
+    multilingual = n_vocab >= _MULTILINGUAL_VOCAB
+    languages = n_vocab - VOCAB_WITHOUT_LANGUAGES - int(multilingual)
+    with _tokenizer_lock:
+        return get_tokenizer(multilingual, num_languages=languages, language=language, task=task)
+
+
+def _load_library() -> None:
+    """Load MLX's library and start CUDA's driver, while Python goes on.
+
+    With CUDA each takes 0.2 s, and importing `mlx.core` would hold up all of Python for them, as
+    `ctypes.CDLL` would. A function that ctypes calls doesn't.
+    """
+    if blas.has_cuda_backend():
+        threading.Thread(target=_start_driver, name="fastwhisper-driver", daemon=True).start()
+    spec = importlib.util.find_spec("mlx")
+    for place in (spec and spec.submodule_search_locations) or ():
+        # What fails here fails again at the import, which tells why.
+        ctypes.CDLL(None).dlopen(os.fsencode(Path(place, "lib", "libmlx.so")), os.RTLD_NOW)
+
+
+def _start_driver() -> None:
+    with contextlib.suppress(OSError):
+        ctypes.CDLL("libcuda.so.1").cuInit(0)
+
+
+def _import_lightly(name: str) -> None:
+    with _package_lock:
+        if _PACKAGE not in sys.modules:
+            finder = _LightFinder()
+            sys.meta_path.insert(0, finder)
+            try:
+                importlib.import_module(name)
+            finally:
+                sys.meta_path.remove(finder)
+        importlib.import_module(name)
 
 
 class _LightFinder(MetaPathFinder):
@@ -111,7 +176,7 @@ class _LightLoader(SourceFileLoader):
     """Runs a module with an `import` of its own; nobody else sees it."""
 
     def exec_module(self, module: ModuleType) -> None:
-        scope = vars(builtins) | {"__import__": _import_lightly}
+        scope = vars(builtins) | {"__import__": _import_or_put_off}
         vars(module)["__builtins__"] = scope
         super().exec_module(module)
         # The functions of the module keep this dictionary.
@@ -124,7 +189,7 @@ class _LightLoader(SourceFileLoader):
             module.__class__ = _Package
 
 
-def _import_lightly(
+def _import_or_put_off(
     name: str,
     globals: Mapping[str, object] | None = None,  # noqa: A002  as `__import__` has them
     locals: Mapping[str, object] | None = None,  # noqa: A002

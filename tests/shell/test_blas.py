@@ -23,7 +23,8 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pretend that MLX is not imported yet, on a Linux CPU, and that nothing was chosen."""
     monkeypatch.delitem(sys.modules, "mlx.core")
     monkeypatch.delenv(blas.VARIABLE, raising=False)
-    monkeypatch.setattr(blas, "_mlx_computes_on_a_linux_cpu", lambda: True)
+    monkeypatch.setattr(blas, "has_cuda_backend", lambda: False)
+    monkeypatch.setattr(sys, "platform", "linux")
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ def test_does_nothing_beside_a_gpu(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, library: str
 ) -> None:
     """Where MLX computes on a GPU its CPU's BLAS does not matter."""
-    monkeypatch.setattr(blas, "_mlx_computes_on_a_linux_cpu", lambda: False)
+    monkeypatch.setattr(blas, "has_cuda_backend", lambda: True)
     monkeypatch.setattr(blas, "_LIBRARIES", (library,))
     assert blas.prepare() is None
     assert caplog.records == []
