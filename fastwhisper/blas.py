@@ -12,6 +12,7 @@ import importlib.util
 import logging
 import os
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -67,6 +68,7 @@ def prepare() -> str | None:
     return None
 
 
+@cache
 def has_cuda_backend() -> bool:
     """Tell from the installed files alone, since importing MLX is what must wait."""
     spec = importlib.util.find_spec("mlx")

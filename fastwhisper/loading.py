@@ -272,9 +272,7 @@ class Load:
             if dtype is not None:
                 mel = partial(stages.warm_mel, checkpoint)
                 await tasks.side_by_side(
-                    partial(warm_kernels, dtype),
-                    partial(self._warm, mel, Lane.READ),
-                    self._prepare_text,
+                    partial(warm_kernels, dtype), partial(self._warm, mel, Lane.READ)
                 )
                 self._meter.report("warm-up", 0, 0)
 
@@ -290,9 +288,14 @@ class Load:
             )
             await self._warm(partial(stages.warm_network, checkpoint, dtype), Lane.COMPUTE)
 
+        async def prepare_text() -> None:
+            # Before MLX can tell the device, which takes 0.2 s; a GPU is warmed up with text.
+            if self._may_warm_up:
+                await self._prepare_text()
+
         self._meter.report("read", 0, checkpoint.total_bytes)
         readers = [partial(read, share) for share in checkpoint.split(engine.READERS)]
-        await tasks.side_by_side(warm_up, build, confirm, *readers)
+        await tasks.side_by_side(prepare_text, warm_up, build, confirm, *readers)
         with self._span("apply"):
             await engine.run(partial(stages.apply, checkpoint, built[0], params), Lane.COMPUTE)
 
@@ -344,6 +347,11 @@ class Load:
         except Exception:
             # The model is ready and in use: what the callback raises comes too late for it.
             _logger.exception("the converted copy of %s was not kept", checkpoint.path)
+
+    @property
+    def _may_warm_up(self) -> bool:
+        wanted = self.options.warm_up
+        return upstream.may_have_gpu() if wanted is None else wanted
 
     async def _prepare_text(self) -> None:
         prepare = partial(stages.prepare_text, self._inspected())

@@ -55,6 +55,7 @@ __all__ = [
 _MEL_FILTERS: Final = (80, 128)
 _CAST_BYTES: Final = 1 << 20
 _WINDOW_POSITIONS: Final = 1500
+_PROMPT_ROWS: Final = 10
 _WARM_SAMPLES: Final = 16_000
 _WARM_TOKENS: Final = 3
 """One prompt step and two single-token steps: every kernel of decoding runs once."""
@@ -303,7 +304,8 @@ def warm_products(checkpoint: Checkpoint, dtype: DtypeName) -> None:
     for how in set(checkpoint.precision.values()):
         scales = mx.zeros((state, state // how.group_size), compute)
         weight = mx.zeros((state, state * how.bits // 32), mx.uint32)
-        for x in (audio, audio[:, :1]):
+        # A window of audio, the prompt of a window, and a token: each has a kernel of its own.
+        for x in (audio, audio[:, :_PROMPT_ROWS], audio[:, :1]):
             engine.check()
             mx.eval(mx.quantized_matmul(x, weight, scales, scales, **asdict(how)))
 

@@ -32,6 +32,7 @@ __all__ = [
     "import_decoder",
     "import_mlx",
     "import_network",
+    "may_have_gpu",
     "tokenizer_of",
 ]
 
@@ -127,6 +128,11 @@ def tokenizer_of(n_vocab: int, *, language: str, task: Task) -> Tokenizer:
     languages = n_vocab - VOCAB_WITHOUT_LANGUAGES - int(multilingual)
     with _tokenizer_lock:
         return get_tokenizer(multilingual, num_languages=languages, language=language, task=task)
+
+
+def may_have_gpu() -> bool:
+    """Tell, without importing MLX, whether it may compute on a GPU."""
+    return sys.platform == "darwin" or blas.has_cuda_backend()
 
 
 def _load_library() -> None:

@@ -18,6 +18,7 @@ from fastwhisper.core.checkpoint import (
     Checkpoint,
     TensorPlan,
     confirm_checkpoint,
+    fingerprint_headers,
     inspect_checkpoint,
 )
 from fastwhisper.errors import InvalidModelFormatError
@@ -311,6 +312,22 @@ def test_rust_must_agree(tiny_model_dir: Callable[..., Path]) -> None:
     for tensors in ((first, *found.tensors[1:]), found.tensors[1:]):
         with pytest.raises(InvalidModelFormatError, match="differently"):
             confirm_checkpoint(replace(found, tensors=tensors))
+
+
+def test_a_fingerprint_is_of_headers_and_lengths(tiny_model_dir: Callable[..., Path]) -> None:
+    """Other weights under the same header have the same; a file that changed has none."""
+    directory = tiny_model_dir()
+    weights = directory / "weights.safetensors"
+    found = inspect_checkpoint(directory, confirm=False)
+    first = fingerprint_headers(found)
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(InvalidModelFormatError, match="changed"):
+        fingerprint_headers(found)
+    assert fingerprint_headers(inspect_checkpoint(directory, confirm=False)) == first
+    other = inspect_checkpoint(tiny_model_dir(precision="int4"), confirm=False)
+    assert fingerprint_headers(other) != first
 
 
 def test_confirmation_notices_another_file(tiny_model_dir: Callable[..., Path]) -> None:

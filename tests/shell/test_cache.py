@@ -180,6 +180,19 @@ def test_discarded_copy_is_gone(original: Checkpoint, root: Path) -> None:
     assert leftovers(root) == []
 
 
+def test_clearing_forgets_what_was_confirmed(original: Checkpoint, root: Path) -> None:
+    """Notes go with the copies; what the user put there stays."""
+    keep(original)
+    fingerprint = "0123456789abcdef" * 4
+    cache.note_confirmed(fingerprint)
+    assert cache.recall_confirmed(fingerprint)
+    assert not cache.recall_confirmed(fingerprint[::-1])
+    (root / "mine.confirmed").touch()
+    cache.clear()
+    assert not cache.recall_confirmed(fingerprint)
+    assert (root / "mine.confirmed").exists()
+
+
 # Switched off, full, read-only.
 
 

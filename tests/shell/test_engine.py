@@ -238,6 +238,49 @@ def test_upstreams_function_is_found_under_every_import(line: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_network_works_without_the_decoder() -> None:
+    """What was put off is imported when it is used: NumPy, and the decoder of a network."""
+    done = run_python(
+        "import sys\n"
+        "from fastwhisper import upstream\n"
+        "upstream.import_network()\n"
+        "from mlx_whisper import whisper\n"
+        "assert not {'numpy', 'tiktoken', 'mlx_whisper.decoding'} & set(sys.modules)\n"
+        "model = whisper.Whisper(whisper.ModelDimensions(80, 4, 8, 2, 1, 51865, 8, 8, 2, 2))\n"
+        "import numpy\n"
+        "assert whisper.np.ndarray is numpy.ndarray\n"
+        "model.set_alignment_heads(numpy.array([[0, 1]]))\n"
+        "assert model.alignment_heads.tolist() == [[0, 1]]\n"
+        "import mlx.core as mx\n"
+        "_, (probabilities,) = model.detect_language(mx.zeros((1, 4, 8)))\n"
+        "assert len(probabilities) == 99\n"
+        "import mlx_whisper\n"
+        "assert mlx_whisper.decoding is sys.modules['mlx_whisper.decoding']\n"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_nothing_is_put_off_once_the_decoder_is_imported() -> None:
+    """The network's module is then as mlx_whisper's own import leaves it."""
+    done = run_python(
+        "import inspect, typing\n"
+        "from fastwhisper import upstream\n"
+        "upstream.import_decoder()\n"
+        "import mlx_whisper, numpy\n"
+        "from mlx_whisper import decoding, whisper\n"
+        "assert whisper.np is numpy\n"
+        "assert whisper.Whisper.decode is decoding.decode\n"
+        "assert whisper.Whisper.detect_language is decoding.detect_language\n"
+        "hints = typing.get_type_hints(whisper.Whisper.set_alignment_heads)\n"
+        "assert hints['dump'] == typing.Union[bytes, numpy.ndarray]\n"
+        "missing = {'audio', 'decoding', 'load_models', 'transcribe'} - set(vars(mlx_whisper))\n"
+        "assert all(hasattr(mlx_whisper, name) for name in missing)\n"
+        "import builtins\n"
+        "assert whisper.sinusoids.__builtins__['__import__'] is builtins.__import__\n"
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_leaves_an_imported_mlx_whisper_alone() -> None:
     """A package the host imported first is not touched."""
     done = run_python(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -28,6 +30,7 @@ from fastwhisper import (
     cache,
     stages,
 )
+from fastwhisper.core import checkpoint as checkpoint_module
 from tests.shell.gates import STAGES, Gate
 from tests.tiny_models import SMALLEST, SPEAKING
 
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from fastwhisper.core.checkpoint import Checkpoint
     from tests.tiny_models import LayoutName
 
 pytestmark = pytest.mark.anyio
@@ -197,6 +201,73 @@ async def test_records_the_stages_it_went_through(model: Path) -> None:
     }  # fmt: skip
     assert [span.start_s for span in spans] == sorted(span.start_s for span in spans)
     assert all(span.start_s <= span.end_s for span in spans)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_ready_comes_before_numpy_and_tiktoken(model: Path, backend: str) -> None:
+    """They are imported afterwards; safetensors, which imports NumPy, is asked once for a file."""
+    program = (
+        "import sys, anyio, fastwhisper\n"
+        "async def main():\n"
+        "    async with fastwhisper.open(sys.argv[1], warm_up=False):\n"
+        "        print(sorted({'numpy', 'safetensors', 'tiktoken'} & set(sys.modules)))\n"
+        "anyio.run(main, backend=sys.argv[2])\n"
+    )
+    lines = [
+        subprocess.run(
+            [sys.executable, "-c", program, model, backend],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for _ in range(2)
+    ]
+    assert lines == ["['numpy', 'safetensors']\n", "[]\n"]
+
+
+def test_safetensors_is_asked_again_about_another_header(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it agreed to is remembered by the header and the length, and not if the cache is off."""
+    asked: list[Path] = []
+    real = checkpoint_module.confirm_checkpoint
+
+    def confirm(checkpoint: Checkpoint) -> None:
+        asked.append(checkpoint.path)
+        real(checkpoint)
+
+    monkeypatch.setattr("fastwhisper.stages.confirm_checkpoint", confirm)
+    for times in (1, 1):
+        stages.confirm(stages.inspect(model))
+        assert len(asked) == times
+    weights = model / "weights.safetensors"
+    content = weights.read_bytes()
+    length = int.from_bytes(content[:8], "little") + 8
+    longer = content[8:length] + b" " * 8
+    weights.write_bytes(len(longer).to_bytes(8, "little") + longer + content[length:])
+    stages.confirm(stages.inspect(model))
+    assert len(asked) == 2
+    monkeypatch.setenv(cache.VARIABLE, "off")
+    stages.confirm(stages.inspect(model))
+    assert len(asked) == 3
+
+
+async def test_a_failure_to_prepare_text_is_no_failure_of_the_load(
+    model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged, as the model is ready by then."""
+    failed = threading.Event()
+
+    def fail(_checkpoint: Checkpoint) -> None:
+        failed.set()
+        raise OSError("no vocabulary")
+
+    monkeypatch.setattr(stages, "prepare_text", fail)
+    async with fastwhisper.open(model, warm_up=False) as session:
+        await anyio.to_thread.run_sync(failed.wait)
+        await anyio.wait_all_tasks_blocked()
+        assert session.is_ready
+    assert "no vocabulary" in caplog.text
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16"])

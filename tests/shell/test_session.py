@@ -241,6 +241,19 @@ async def test_cancelling_the_opening_task_at_every_stage(
         assert session.is_ready
 
 
+async def test_transcribes_before_the_tokenizer_is_there(
+    model: Path, tone: np.ndarray[Any, np.dtype[np.float32]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asks for text right after ready gets it: the same as later."""
+    gate = Gate(monkeypatch, STAGES["tokenizer"])
+    async with fastwhisper.open(model, warm_up=False) as session:
+        await gate.wait_until_reached()
+        first = await session.transcribe(tone, language="en", temperature=0)
+        gate.open.set()
+        second = await session.transcribe(tone, language="en", temperature=0)
+    assert first.text == second.text
+
+
 async def test_closing_wakes_who_waits(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A task that waits while the block is left gets SessionClosedError, not silence."""
     gate = Gate(monkeypatch, STAGES["read"])
