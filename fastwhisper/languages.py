@@ -5,7 +5,10 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Final
 
-__all__ = ["LANGUAGES", "language_code"]
+__all__ = ["LANGUAGES", "VOCAB_WITHOUT_LANGUAGES", "language_code"]
+
+VOCAB_WITHOUT_LANGUAGES: Final = 51765
+"""Tokens of Whisper's vocabulary that stand for no language: a network has one more for each."""
 
 # In the order of the language tokens: a checkpoint with n languages knows the first n.
 # Source: `LANGUAGES` and `TO_LANGUAGE_CODE` of mlx_whisper.tokenizer.

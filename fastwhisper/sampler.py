@@ -24,7 +24,7 @@ from mlx_whisper.decoding import (
 
 from fastwhisper.audio import WINDOW_FRAMES
 from fastwhisper.languages import LANGUAGES
-from fastwhisper.upstream import tokenizer_of
+from fastwhisper.tokens import tokenizer_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,6 +19,7 @@ from fastwhisper.core.checkpoint import (
 )
 from fastwhisper.core.recipe import expected_loss
 from fastwhisper.errors import InvalidModelFormatError, TokenizationFailedError
+from fastwhisper.languages import VOCAB_WITHOUT_LANGUAGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -234,11 +235,11 @@ def require_text(checkpoint: Checkpoint) -> None:
         InvalidModelFormatError: Its input is not Whisper's 30 s of mel.
     """
     n_vocab = checkpoint.dimensions.n_vocab
-    if n_vocab < upstream.VOCAB_WITHOUT_LANGUAGES:
+    if n_vocab < VOCAB_WITHOUT_LANGUAGES:
         raise TokenizationFailedError(
             checkpoint.path,
             f"its vocabulary has {n_vocab} tokens, Whisper's own tokenizer has "
-            f"{upstream.VOCAB_WITHOUT_LANGUAGES} at least; load_model() opens it without one",
+            f"{VOCAB_WITHOUT_LANGUAGES} at least; load_model() opens it without one",
         )
     for field, value, usable in (
         ("n_mels", checkpoint.dimensions.n_mels, _MEL_FILTERS),
@@ -254,12 +255,11 @@ def require_text(checkpoint: Checkpoint) -> None:
 
 
 def prepare_text(checkpoint: Checkpoint) -> None:
-    """Build the tokenizer that decoding will ask for, use it once, and import what decodes.
+    """Build the tokenizer that decoding will ask for, and import what decodes."""
+    upstream.import_tokens()
+    from fastwhisper.tokens import tokenizer_of  # noqa: PLC0415  imports mlx_whisper
 
-    Its first encoding compiles one expression of all special tokens, which takes 0.15 s.
-    """
-    n_vocab = checkpoint.dimensions.n_vocab
-    upstream.tokenizer_of(n_vocab, language="en", task="transcribe").encode(" ")
+    tokenizer_of(checkpoint.dimensions.n_vocab, language="en", task="transcribe")
     engine.check()
     upstream.import_decoder()
     from fastwhisper.windows import transcribe_windows  # noqa: F401, PLC0415  imports the rest

@@ -23,25 +23,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from importlib.machinery import ModuleSpec
 
-    from mlx_whisper.tokenizer import Tokenizer
-
-    from fastwhisper.decoding import Task
-
 __all__ = [
-    "VOCAB_WITHOUT_LANGUAGES",
     "import_decoder",
     "import_mlx",
     "import_network",
+    "import_tokens",
     "may_have_gpu",
-    "tokenizer_of",
 ]
-
-VOCAB_WITHOUT_LANGUAGES: Final = 51765
-_MULTILINGUAL_VOCAB: Final = 51865
 
 _prepare_lock = threading.Lock()
 _package_lock = threading.Lock()
-_tokenizer_lock = threading.Lock()
 _is_prepared = False
 
 _PACKAGE: Final = "mlx_whisper"
@@ -110,24 +101,9 @@ def import_decoder() -> None:
             network.Whisper.detect_language = decoding.detect_language
 
 
-def tokenizer_of(n_vocab: int, *, language: str, task: Task) -> Tokenizer:
-    """Give the tokenizer of a network; who comes while it is built waits for it. Without MLX.
-
-    Args:
-        n_vocab: Tokens of the network, by which mlx_whisper counts its languages.
-        language: Code of the spoken language.
-        task: Write down what is said, or translate it to English.
-
-    Source:
-        `Whisper.is_multilingual` and `.num_languages` of mlx_whisper 0.4.3.
-    """
+def import_tokens() -> None:
+    """Let `mlx_whisper.tokenizer` be imported without all else, MLX included."""
     _import_lightly(_PACKAGE)
-    from mlx_whisper.tokenizer import get_tokenizer  # noqa: PLC0415  as the line before says
-
-    multilingual = n_vocab >= _MULTILINGUAL_VOCAB
-    languages = n_vocab - VOCAB_WITHOUT_LANGUAGES - int(multilingual)
-    with _tokenizer_lock:
-        return get_tokenizer(multilingual, num_languages=languages, language=language, task=task)
 
 
 def may_have_gpu() -> bool:
