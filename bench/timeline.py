@@ -34,7 +34,7 @@ async def main():
     opening = time.time() - begin
     async with fastwhisper.open(sys.argv[2], dtype="float16") as session:
         ready = time.time() - begin
-        bars = [("Python, imports", 0.0, opening)]
+        bars = [("Python", 0.0, opening)]
         shift = ready - max(span.end_s for span in session.state.stats.spans)
         for span in session.state.stats.spans:
             bars.append((span.name, span.start_s + shift, span.end_s + shift))
@@ -59,7 +59,6 @@ COLOURS: Final = {
     "import mlx_whisper": "#c9772b",
     "load_model": "#3b7dd8",
     "Python": "#8a8a8a",
-    "Python, imports": "#8a8a8a",
 }
 
 
@@ -113,7 +112,7 @@ def draw(charts: dict[str, list[Bar]], out: Path, title: str) -> None:
                     color=COLOURS.get(label, "#7a9e7e"),
                     edgecolor="white",
                 )
-                if stop_s - start_s > end_s * 0.035:
+                if stop_s - start_s > end_s * 0.006 * len(label):
                     axis.text(
                         (start_s + stop_s) / 2, number, label, ha="center", va="center",
                         fontsize=7, color="white", clip_on=True,

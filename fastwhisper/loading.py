@@ -312,6 +312,7 @@ class Load:
             self.readiness.close()
             raise
 
+    @tasks.uninterrupted
     async def follow_up(self) -> None:
         """Do what the first text and the next load need; after ready, while the model is in use."""
         checkpoint = self._inspected()

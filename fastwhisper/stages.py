@@ -224,7 +224,9 @@ def keep_converted(checkpoint: Checkpoint, on_group: Callable[[int], object]) ->
             yield group
             on_group(sum(array.nbytes for array in group.values()))
 
-    cache.store(checkpoint, groups(), check=engine.check)
+    copy = cache.store(checkpoint, groups(), check=engine.check)
+    if copy is not None:
+        confirm(inspect_checkpoint(copy, confirm=False))  # so that the next load need not ask
 
 
 def require_text(checkpoint: Checkpoint) -> None:

@@ -95,7 +95,7 @@ def import_decoder() -> None:
         importlib.import_module, (_NETWORK, f"{_PACKAGE}.decoding", "numpy")
     )
     with _package_lock:
-        if isinstance(vars(network)["np"], _Late):
+        if isinstance(vars(network).get("np"), _Late):
             network.np = numpy  # type: ignore[attr-defined]
             network.Whisper.decode = decoding.decode
             network.Whisper.detect_language = decoding.detect_language
@@ -131,15 +131,15 @@ def _start_driver() -> None:
 
 
 def _import_lightly(name: str) -> None:
+    finder = _LightFinder()
     with _package_lock:
-        if _PACKAGE not in sys.modules:
-            finder = _LightFinder()
+        if isinstance(sys.modules.get(_PACKAGE), _Package | None):  # not the host's own
             sys.meta_path.insert(0, finder)
-            try:
-                importlib.import_module(name)
-            finally:
+        try:
+            importlib.import_module(name)
+        finally:
+            with contextlib.suppress(ValueError):
                 sys.meta_path.remove(finder)
-        importlib.import_module(name)
 
 
 class _LightFinder(MetaPathFinder):

@@ -252,6 +252,18 @@ def test_safetensors_is_asked_again_about_another_header(
     assert len(asked) == 3
 
 
+def test_a_converted_copy_is_confirmed_when_it_is_made(
+    tiny_model_dir: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The load that finds it asks nobody."""
+    directory = tiny_model_dir(dimensions=SPEAKING, layout="weights.npz")
+    stages.keep_converted(stages.inspect(directory), int)
+    copy = stages.inspect(directory)
+    assert copy.path != directory
+    monkeypatch.setattr("fastwhisper.stages.confirm_checkpoint", None)
+    stages.confirm(copy)
+
+
 async def test_a_failure_to_prepare_text_is_no_failure_of_the_load(
     model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
