@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import struct
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
@@ -37,11 +37,8 @@ __all__ = [
     "clear",
     "discard",
     "entries",
+    "identify",
     "lookup",
-    "note_confirmed",
-    "note_sha256",
-    "recall_confirmed",
-    "recall_sha256",
     "root",
     "store",
 ]
@@ -60,7 +57,6 @@ _VERSION: Final = 1
 _WEIGHTS: Final = "weights.safetensors"
 _SOURCE: Final = "source.json"
 # The directory is the user's choice, so nothing is removed but what bears these names.
-_KEY_DIGITS: Final = 40
 _KEY: Final = re.compile(r"[0-9a-f]{40}")
 _NOTE: Final = re.compile(r"[0-9a-f]{40}\.(sha256|confirmed)")
 _UNFINISHED: Final = re.compile(r"\.[0-9a-f]{40}\.tmp")
@@ -164,54 +160,6 @@ def store(
     return entry
 
 
-def recall_sha256(file: WeightFile) -> str | None:
-    """Tell the checksum that a file had when it was last computed, unless it has changed since."""
-    return _recall(_name_sha256(file))
-
-
-def note_sha256(file: WeightFile, digest: str) -> None:
-    """Remember a file's checksum, if there is anywhere to: it takes a second for a gigabyte."""
-    # A checksum that was cut off is not the expected one, so this need not be atomic.
-    _note(_name_sha256(file), digest)
-
-
-def recall_confirmed(fingerprint: str) -> bool:
-    """Tell whether safetensors' own reader has agreed to headers with this fingerprint."""
-    return _recall(_name_confirmed(fingerprint)) is not None
-
-
-def note_confirmed(fingerprint: str) -> None:
-    """Remember that it has, if there is anywhere to: asking it imports NumPy, 0.05 s."""
-    _note(_name_confirmed(fingerprint), "")
-
-
-def _recall(name: str) -> str | None:
-    directory = root()
-    if directory is None:
-        return None
-    try:
-        return (directory / name).read_text(encoding="ascii")
-    except (OSError, UnicodeDecodeError):
-        return None
-
-
-def _note(name: str, text: str) -> None:
-    directory = root()
-    if directory is None:
-        return
-    with suppress(OSError):
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / name).write_text(text, encoding="ascii")
-
-
-def _name_sha256(file: WeightFile) -> str:
-    return f"{hashlib.sha256(_identify(file)).hexdigest()[:_KEY_DIGITS]}.sha256"
-
-
-def _name_confirmed(fingerprint: str) -> str:
-    return f"{fingerprint[:_KEY_DIGITS]}.confirmed"
-
-
 def discard(path: Path) -> None:
     """Remove an entry that turned out to be unreadable; its original is still there."""
     try:
@@ -256,15 +204,16 @@ def _key(checkpoint: Checkpoint) -> str:
     """Name what a checkpoint came from: its files as they were, and what its configs say."""
     digest = hashlib.sha256(f"{_VERSION}\n".encode())
     for file in checkpoint.files:
-        digest.update(_identify(file))
+        digest.update(identify(file))
     # What the configs came to, and so not their unknown keys.
     parsed = [asdict(checkpoint.dimensions), checkpoint.layout, checkpoint.alignment_heads]
     precision = [(k, v.bits, v.group_size) for k, v in sorted(checkpoint.precision.items())]
     digest.update(json.dumps([*parsed, precision]).encode())
-    return digest.hexdigest()[:_KEY_DIGITS]
+    return digest.hexdigest()[:40]
 
 
-def _identify(file: WeightFile) -> bytes:
+def identify(file: WeightFile) -> bytes:
+    """Sum up what tells a file from what it was before it changed."""
     # Not the device's number, which may be another one after a restart.
     seen = [os.path.realpath(file.path), file.size_bytes, file.mtime_ns, file.inode]
     return json.dumps(seen).encode()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from fastwhisper import cache
+from fastwhisper import notes
 from fastwhisper.core.checkpoint import CONFIG, PREFERENCE
 from fastwhisper.core.header import RegularFile, read_json
 from fastwhisper.core.repos import parse_quantization, resolve_repo, sibling_repo
@@ -211,11 +211,11 @@ def _bundled() -> Path | None:
         return None
     with RegularFile(weights) as file:
         seen = file.seen
-    digest = cache.recall_sha256(seen)
+    digest = notes.recall_sha256(seen)
     if digest != _TINY_SHA256:
         with weights.open("rb") as opened:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
-        cache.note_sha256(seen, digest)
+        notes.note_sha256(seen, digest)
     if digest != _TINY_SHA256:
         raise InvalidModelFormatError(
             weights, None, f"its sha256 is {digest}, not {_TINY_SHA256}: reinstall the tiny extra"

@@ -10,7 +10,7 @@ import logging
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from fastwhisper import cache, engine, upstream
+from fastwhisper import cache, engine, notes, upstream
 from fastwhisper.core.checkpoint import (
     SAFETENSORS,
     confirm_checkpoint,
@@ -109,9 +109,9 @@ def confirm(checkpoint: Checkpoint) -> None:
     if checkpoint.layout not in SAFETENSORS:
         return
     fingerprint = fingerprint_headers(checkpoint)
-    if not cache.recall_confirmed(fingerprint):
+    if not notes.recall_confirmed(fingerprint):
         confirm_checkpoint(checkpoint)
-        cache.note_confirmed(fingerprint)
+        notes.note_confirmed(fingerprint)
 
 
 def compute_dtype(chosen: DtypeName | None) -> DtypeName:

@@ -131,15 +131,11 @@ def _start_driver() -> None:
 
 
 def _import_lightly(name: str) -> None:
-    finder = _LightFinder()
     with _package_lock:
-        if isinstance(sys.modules.get(_PACKAGE), _Package | None):  # not the host's own
-            sys.meta_path.insert(0, finder)
-        try:
-            importlib.import_module(name)
-        finally:
-            with contextlib.suppress(ValueError):
-                sys.meta_path.remove(finder)
+        if _PACKAGE not in sys.modules:  # by the host
+            # For good: a finder that goes makes a thread that walks over the list skip another.
+            sys.meta_path.insert(0, _LightFinder())
+        importlib.import_module(name)
 
 
 class _LightFinder(MetaPathFinder):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import mlx.core as mx
 import pytest
 
-from fastwhisper import cache
+from fastwhisper import cache, notes
 from fastwhisper.core.checkpoint import inspect_checkpoint
 from fastwhisper.core.shards import read_shards
 from tests.tiny_models import write_model
@@ -184,12 +184,12 @@ def test_clearing_forgets_what_was_confirmed(original: Checkpoint, root: Path) -
     """Notes go with the copies; what the user put there stays."""
     keep(original)
     fingerprint = "0123456789abcdef" * 4
-    cache.note_confirmed(fingerprint)
-    assert cache.recall_confirmed(fingerprint)
-    assert not cache.recall_confirmed(fingerprint[::-1])
+    notes.note_confirmed(fingerprint)
+    assert notes.recall_confirmed(fingerprint)
+    assert not notes.recall_confirmed(fingerprint[::-1])
     (root / "mine.confirmed").touch()
     cache.clear()
-    assert not cache.recall_confirmed(fingerprint)
+    assert not notes.recall_confirmed(fingerprint)
     assert (root / "mine.confirmed").exists()
 
 

@@ -29,6 +29,12 @@ def run_python(code: str, *, timeout_s: float = 60) -> subprocess.CompletedProce
     )
 
 
+def assert_passes(code: str) -> None:
+    """Run code in a fresh interpreter, which must end well."""
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+
+
 async def test_returns_what_the_function_returns() -> None:
     """A job's result reaches the task that asked for it."""
     assert await engine.run(lambda: 6 * 7, Lane.READ) == 42
@@ -166,7 +172,7 @@ def test_the_count_of_threads_is_final_after_the_first_job() -> None:
 
 def test_a_forked_child_gets_an_error_instead_of_a_hang() -> None:
     """After a fork MLX can't be used, and the engine says so."""
-    done = run_python(
+    assert_passes(
         "import os, sys, warnings\n"
         "warnings.simplefilter('ignore')\n"
         "from fastwhisper import engine, errors\n"
@@ -179,7 +185,6 @@ def test_a_forked_child_gets_an_error_instead_of_a_hang() -> None:
         "    os._exit(2)\n"
         "sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))\n"
     )
-    assert done.returncode == 0, done.stderr
 
 
 def test_leaving_the_interpreter_stops_a_running_job() -> None:
@@ -199,7 +204,7 @@ def test_leaving_the_interpreter_stops_a_running_job() -> None:
 
 def test_imports_mlx_whisper_without_its_heavy_parts() -> None:
     """numba, scipy, torch, tqdm and the Hub's API stay out until they are used, then work."""
-    done = run_python(
+    assert_passes(
         "import sys\n"
         "from fastwhisper import engine, upstream\n"
         "engine.run_blocking(upstream.import_network, engine.Lane.COMPUTE)\n"
@@ -213,7 +218,6 @@ def test_imports_mlx_whisper_without_its_heavy_parts() -> None:
         "assert mlx_whisper.transcribe.__module__ == 'mlx_whisper.transcribe'\n"
         "assert sys.modules['mlx_whisper.transcribe'].ModelHolder.model is None\n"
     )
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -228,19 +232,18 @@ def test_imports_mlx_whisper_without_its_heavy_parts() -> None:
 )
 def test_upstreams_function_is_found_under_every_import(line: str) -> None:
     """`mlx_whisper.transcribe` is the function, however it is imported after us."""
-    done = run_python(
+    assert_passes(
         "from fastwhisper import upstream\n"
         "upstream.import_network()\n"
         f"{line}\n"
         "import inspect\n"
         "assert 'word_timestamps' in inspect.signature(transcribe).parameters\n"
     )
-    assert done.returncode == 0, done.stderr
 
 
 def test_the_network_works_without_the_decoder() -> None:
     """What was put off is imported when it is used: NumPy, and the decoder of a network."""
-    done = run_python(
+    assert_passes(
         "import sys\n"
         "from fastwhisper import upstream\n"
         "upstream.import_network()\n"
@@ -257,12 +260,29 @@ def test_the_network_works_without_the_decoder() -> None:
         "import mlx_whisper\n"
         "assert mlx_whisper.decoding is sys.modules['mlx_whisper.decoding']\n"
     )
-    assert done.returncode == 0, done.stderr
+
+
+def test_no_other_import_misses_its_finder() -> None:
+    """Threads that import meanwhile walk over the list of finders: none may be taken from it."""
+    assert_passes(
+        "import sys\n"
+        "class Finders(list):\n"
+        "    def shrink(self, *_): raise AssertionError('a finder was taken away')\n"
+        "    remove = pop = clear = __delitem__ = shrink\n"
+        "sys.meta_path = Finders(sys.meta_path)\n"
+        "before = list(sys.meta_path)\n"
+        "from fastwhisper import upstream\n"
+        "upstream.import_tokens()\n"
+        "upstream.import_decoder()\n"
+        "import mlx_whisper.transcribe\n"
+        "assert sys.meta_path[-len(before):] == before\n"
+        "assert len(sys.meta_path) == len(before) + 1\n"
+    )
 
 
 def test_nothing_is_put_off_once_the_decoder_is_imported() -> None:
     """The network's module is then as mlx_whisper's own import leaves it."""
-    done = run_python(
+    assert_passes(
         "import inspect, typing\n"
         "from fastwhisper import upstream\n"
         "upstream.import_decoder()\n"
@@ -278,19 +298,17 @@ def test_nothing_is_put_off_once_the_decoder_is_imported() -> None:
         "import builtins\n"
         "assert whisper.sinusoids.__builtins__['__import__'] is builtins.__import__\n"
     )
-    assert done.returncode == 0, done.stderr
 
 
 def test_leaves_an_imported_mlx_whisper_alone() -> None:
     """A package the host imported first is not touched."""
-    done = run_python(
+    assert_passes(
         "import sys, mlx_whisper\n"
         "before = dict(vars(mlx_whisper))\n"
         "from fastwhisper import engine, upstream\n"
         "engine.run_blocking(upstream.import_network, engine.Lane.COMPUTE)\n"
         "assert dict(vars(mlx_whisper)) == before\n"
     )
-    assert done.returncode == 0, done.stderr
 
 
 def test_names_the_extra_when_mlx_has_no_backend(monkeypatch: pytest.MonkeyPatch) -> None:
