@@ -208,7 +208,7 @@ def submit(
 
     Args:
         function: Called without arguments in the thread.
-        lane: Two jobs of files run at once, up to `READERS` reads, and one of compute.
+        lane: Two jobs of files run at once, twice `READERS` of reading, and one of compute.
         notify: Called in that thread when the job has finished.
 
     Raises:

@@ -56,7 +56,7 @@ def import_mlx() -> Any:
     with _prepare_lock:
         if not _is_prepared:
             blas.prepare()
-            if sys.platform == "linux":
+            if sys.platform == "linux" and "mlx.core" not in sys.modules:
                 _load_library()
             _is_prepared = True
     try:
@@ -132,9 +132,9 @@ def _start_driver() -> None:
 
 def _import_lightly(name: str) -> None:
     with _package_lock:
-        if _PACKAGE not in sys.modules:  # by the host
+        if _PACKAGE not in sys.modules and _finder not in sys.meta_path:
             # For good: a finder that goes makes a thread that walks over the list skip another.
-            sys.meta_path.insert(0, _LightFinder())
+            sys.meta_path.insert(0, _finder)
         importlib.import_module(name)
 
 
@@ -148,6 +148,9 @@ class _LightFinder(MetaPathFinder):
         if spec is not None and type(spec.loader) is SourceFileLoader:
             spec.loader = _LightLoader(spec.loader.name, spec.loader.path)
         return spec
+
+
+_finder = _LightFinder()
 
 
 class _LightLoader(SourceFileLoader):
@@ -190,6 +193,7 @@ def _late(module: str, name: str) -> Callable[..., Any]:
     def late(*args: Any, **kwargs: Any) -> Any:
         return getattr(importlib.import_module(module), name)(*args, **kwargs)
 
+    late.__name__ = late.__qualname__ = name
     return late
 
 

@@ -237,9 +237,9 @@ def test_safetensors_is_asked_again_about_another_header(
         real(checkpoint)
 
     monkeypatch.setattr("fastwhisper.stages.confirm_checkpoint", confirm)
-    for times in (1, 1):
+    for _ in range(2):
         stages.confirm(stages.inspect(model))
-        assert len(asked) == times
+        assert len(asked) == 1
     weights = model / "weights.safetensors"
     content = weights.read_bytes()
     length = int.from_bytes(content[:8], "little") + 8
