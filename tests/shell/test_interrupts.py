@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 INTERRUPTED = 130
+PATIENCE_S = 60
+
+# A Ctrl-C between Python's last look at signals and its wait, on asyncio or for a lock, shows only
+# when the wait ends, and here nothing ends it. A signal with a handler that does nothing does.
+RESIZE = """
+import signal
+signal.signal(signal.SIGWINCH, lambda *_: None)
+"""
 
 # Holds a stage, which looks whether to stop as the real ones do, or never ends.
 HOLD = r"""
@@ -97,7 +105,7 @@ def interrupt(code: str, *arguments: str | Path, often: bool = False) -> tuple[i
     """
     process = subprocess.Popen(
         # Trio may interrupt anyio's own frames too, before the first line of a task of ours.
-        [sys.executable, "-W", "ignore:coroutine:RuntimeWarning", "-c", code, *arguments],
+        [sys.executable, "-W", "ignore:coroutine:RuntimeWarning", "-c", RESIZE + code, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -106,12 +114,15 @@ def interrupt(code: str, *arguments: str | Path, often: bool = False) -> tuple[i
         assert process.stdout is not None
         assert process.stdout.readline() == "reached\n"
         process.send_signal(signal.SIGINT)
-        for _ in range(600 if often else 0):
+        period_s, signal_number = (0.1, signal.SIGINT) if often else (1, signal.SIGWINCH)
+        for _ in range(round(PATIENCE_S / period_s)):
             try:
-                process.wait(0.1)
+                out, err = process.communicate(timeout=period_s)
+                break
             except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+                process.send_signal(signal_number)
+        else:
+            pytest.fail(f"not ended {PATIENCE_S} s after Ctrl-C")
         return process.returncode, out.replace("reached\n", ""), err
     finally:
         process.kill()
