@@ -12,6 +12,7 @@ import importlib.util
 import logging
 import os
 import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -48,7 +49,7 @@ def prepare() -> str | None:
         return None
     if chosen:
         try:
-            ctypes.CDLL(chosen, mode=ctypes.RTLD_GLOBAL)
+            _load(chosen)
         except OSError as error:
             raise BackendMissingError(
                 f"{VARIABLE}={chosen} can't be loaded ({error}): name a BLAS library, or 'off'"
@@ -56,7 +57,7 @@ def prepare() -> str | None:
         return chosen
     for library in _LIBRARIES:
         try:
-            ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
+            _load(library)
         except OSError:
             continue
         return library
@@ -66,6 +67,20 @@ def prepare() -> str | None:
         VARIABLE,
     )
     return None
+
+
+def _load(library: str) -> None:
+    """Load a library for all to see, and end the threads that OpenBLAS starts as it is loaded.
+
+    They look for work for 2**26 cycles before they sleep, and would take a core from the load.
+    OpenBLAS starts them again at its first product, as it does after a fork.
+    """
+    with suppress(OSError):
+        ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL | os.RTLD_NOLOAD)
+        return  # it is the host's, which may be multiplying with them
+    end_threads = getattr(ctypes.CDLL(library, ctypes.RTLD_GLOBAL), "blas_thread_shutdown_", None)
+    if end_threads is not None:
+        end_threads()
 
 
 @cache

@@ -10,7 +10,6 @@ import importlib.util
 import os
 import sys
 import threading
-from importlib.abc import MetaPathFinder
 from importlib.machinery import PathFinder, SourceFileLoader
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -43,6 +42,10 @@ with it numba, scipy, the Hub's client, tiktoken and NumPy: nine tenths of their
 
 _SUBMODULES: Final = ("audio", "decoding", "load_models", "timing", "tokenizer", "transcribe")
 """What upstream's own import of the package leaves in it, besides the network."""
+
+_BLOCK_BYTES: Final = 100_000
+"""Less than what `malloc` asks the system for apart from the heap."""
+_BLOCKS: Final = 80
 
 
 def import_mlx() -> Any:
@@ -81,6 +84,8 @@ def import_network() -> None:
         BackendMissingError: MLX is installed without a backend for this machine.
     """
     import_mlx()
+    if _NETWORK not in sys.modules:
+        _make_room()
     _import_lightly(_NETWORK)
 
 
@@ -130,6 +135,17 @@ def _start_driver() -> None:
         ctypes.CDLL("libcuda.so.1").cuInit(0)
 
 
+def _make_room() -> None:
+    """Have this thread's heap grow at once by what importing and building the network takes.
+
+    glibc lets it grow by a page or two at a time, 1,500 times, and each time the page faults of
+    the threads that read weights are held up. None of this room is touched.
+    """
+    if sys.platform == "linux":
+        room = [bytes(_BLOCK_BYTES) for _ in range(_BLOCKS)]
+        del room
+
+
 def _import_lightly(name: str) -> None:
     with _package_lock:
         if _PACKAGE not in sys.modules and _finder not in sys.meta_path:
@@ -138,8 +154,11 @@ def _import_lightly(name: str) -> None:
         importlib.import_module(name)
 
 
-class _LightFinder(MetaPathFinder):
-    """Finds the modules of `_LIGHT` as ever, and has them imported without what they put off."""
+class _LightFinder:
+    """Finds the modules of `_LIGHT` as ever, and has them imported without what they put off.
+
+    No `MetaPathFinder` in name: the module of that class imports tempfile, shutil and the like.
+    """
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None

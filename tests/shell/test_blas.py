@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
 import logging
+import os
+import subprocess
 import sys
 from typing import TYPE_CHECKING
 
@@ -47,7 +50,44 @@ def test_loads_the_first_library_there_is(monkeypatch: pytest.MonkeyPatch, libra
     monkeypatch.setattr(ctypes, "CDLL", load)
     monkeypatch.setattr(blas, "_LIBRARIES", ("libnothing.so.9", library))
     assert blas.prepare() == library
-    assert modes == [ctypes.RTLD_GLOBAL, ctypes.RTLD_GLOBAL]
+    look = ctypes.RTLD_GLOBAL | os.RTLD_NOLOAD
+    assert modes == [look, ctypes.RTLD_GLOBAL, look]
+
+
+# The OpenBLAS that NumPy brings, with a process of its own to be loaded in.
+THREADS = """
+import os, sys
+from fastwhisper import blas
+assert "numpy" not in sys.modules
+if sys.argv[1] == "host":
+    import numpy
+count = lambda: len(os.listdir("/proc/self/task"))
+before = count()
+assert blas.prepare() == os.environ["FASTWHISPER_BLAS"]
+between = count()
+import numpy
+ones = numpy.ones((600, 600))
+assert (ones @ ones == 600).all()
+print(before, between, count())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="blas.py does nothing elsewhere")
+@pytest.mark.parametrize("who", ["we", "host"])
+def test_no_thread_looks_for_work_while_a_model_loads(who: str) -> None:
+    """Those of an OpenBLAS that we loaded are ended, and come again; the host's are left alone."""
+    found = importlib.metadata.files("numpy") or []
+    (numpys,) = (str(file.locate()) for file in found if "openblas" in file.name)
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS, who],
+        env={**os.environ, "FASTWHISPER_BLAS": numpys, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    before, between, after = done.stdout.split()
+    assert between == ("1" if who == "we" else after)
+    assert before == between
 
 
 def test_says_how_to_get_one_when_there_is_none(
