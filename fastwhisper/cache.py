@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import struct
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -240,13 +241,7 @@ def _remove(path: Path) -> None:
     """Remove an entry as a whole: under its name it is complete or not there."""
     unfinished = _unfinished(path)
     path.rename(unfinished)
-    _remove_tree(unfinished)
-
-
-def _remove_tree(path: Path, *, ignore_errors: bool = False) -> None:
-    import shutil  # noqa: PLC0415  imports every compressor, and few loads need it
-
-    shutil.rmtree(path, ignore_errors=ignore_errors)
+    shutil.rmtree(unfinished)
 
 
 def _unfinished(entry: Path) -> Path:
@@ -257,7 +252,7 @@ def _remove_unfinished(directory: Path) -> None:
     """Remove what a process that was killed has left. The lock is held: nobody is at it."""
     for path in directory.iterdir():
         if _UNFINISHED.fullmatch(path.name):
-            _remove_tree(path)
+            shutil.rmtree(path)
 
 
 def _make_room(directory: Path, size_bytes: int) -> None:
@@ -269,8 +264,6 @@ def _make_room(directory: Path, size_bytes: int) -> None:
         _logger.info("removing %s, converted from %s, to make room", entry.path, entry.source)
         _remove(entry.path)
         total_bytes -= entry.size_bytes
-    import shutil  # noqa: PLC0415  see _remove_tree
-
     free_bytes = shutil.disk_usage(directory).free
     if size_bytes > LIMIT_BYTES or size_bytes + RESERVE_BYTES > free_bytes:
         raise OSError(f"{size_bytes} bytes are too many for {directory}, with {free_bytes} free")
@@ -294,7 +287,7 @@ def _write(
         _sync_directory(unfinished)
         unfinished.rename(entry)
     except BaseException:
-        _remove_tree(unfinished, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
         raise
     _sync_directory(entry.parent)
 

@@ -10,6 +10,7 @@ import importlib.util
 import os
 import sys
 import threading
+from importlib.abc import MetaPathFinder
 from importlib.machinery import PathFinder, SourceFileLoader
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -85,7 +86,7 @@ def import_network() -> None:
     """
     import_mlx()
     if _NETWORK not in sys.modules:
-        _make_room()
+        _grow_heap()
     _import_lightly(_NETWORK)
 
 
@@ -135,7 +136,7 @@ def _start_driver() -> None:
         ctypes.CDLL("libcuda.so.1").cuInit(0)
 
 
-def _make_room() -> None:
+def _grow_heap() -> None:
     """Have this thread's heap grow at once by what importing and building the network takes.
 
     glibc lets it grow by a page or two at a time, 1,500 times, and each time the page faults of
@@ -154,11 +155,8 @@ def _import_lightly(name: str) -> None:
         importlib.import_module(name)
 
 
-class _LightFinder:
-    """Finds the modules of `_LIGHT` as ever, and has them imported without what they put off.
-
-    No `MetaPathFinder` in name: the module of that class imports tempfile, shutil and the like.
-    """
+class _LightFinder(MetaPathFinder):
+    """Finds the modules of `_LIGHT` as ever, and has them imported without what they put off."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
