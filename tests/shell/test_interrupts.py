@@ -26,7 +26,8 @@ import signal
 signal.signal(signal.SIGWINCH, lambda *_: None)
 """
 
-# Holds a stage, which looks whether to stop as the real ones do, or never ends.
+# Holds a stage, which looks whether to stop as the real ones do, or never ends. Two lanes read at
+# once, and a line that `print` writes is not one write: the other's may come between.
 HOLD = r"""
 import importlib, os, sys, time
 from fastwhisper import engine
@@ -166,13 +167,15 @@ def test_an_interrupted_load_model_leaves_the_process_usable(
 ) -> None:
     """The next load in the same process works."""
     code = (
-        "import signal, sys, threading\n"
+        "import os, sys, time\n"
         "import fastwhisper\n"
         "from fastwhisper import engine, stages\n"
         "real = stages.read\n"
         "def held(*args, **kwargs):\n"
-        "    print('reached', flush=True)\n"
-        "    while True: engine.check()\n"
+        "    os.write(1, b'reached\\n')\n"
+        "    while True:\n"
+        "        time.sleep(0.002)\n"
+        "        engine.check()\n"
         "stages.read = held\n"
         "try: fastwhisper.load_model(sys.argv[1])\n"
         "except KeyboardInterrupt: stages.read = real\n"
