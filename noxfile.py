@@ -7,7 +7,7 @@ import nox
 nox.options.default_venv_backend = "none"
 nox.options.sessions = ["lint", "types", "tests"]
 
-STUBS = ["mlx.nn", "mlx.utils", "mlx_whisper"]
+STUBS = ["mlx.nn", "mlx.utils"]
 
 
 @nox.session

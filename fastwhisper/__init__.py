@@ -10,8 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastwhisper.compat import load_model
     from fastwhisper.core.checkpoint import Checkpoint, inspect_checkpoint
-    from fastwhisper.core.params import apply_params, build_module
     from fastwhisper.core.repos import resolve_repo
     from fastwhisper.core.shards import read_shards
     from fastwhisper.errors import (
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         SessionClosedError,
         TokenizationFailedError,
     )
-    from fastwhisper.loading import load, load_model
+    from fastwhisper.loading import load
     from fastwhisper.readiness import LoadResult, Readiness
     from fastwhisper.session import Session, open
     from fastwhisper.values import (
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         WhisperModel,
         Word,
     )
+    from fastwhisper.whisper.params import apply_params, build_module
 
 __all__ = [
     "AudioError",
@@ -102,11 +103,11 @@ _MODULES = {
     "LoadResult": "readiness",
     "Readiness": "readiness",
     "Session": "session",
-    "apply_params": "core.params",
-    "build_module": "core.params",
+    "apply_params": "whisper.params",
+    "build_module": "whisper.params",
     "inspect_checkpoint": "core.checkpoint",
     "load": "loading",
-    "load_model": "loading",
+    "load_model": "compat",
     "open": "session",
     "read_shards": "core.shards",
     "resolve_repo": "core.repos",

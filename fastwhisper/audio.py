@@ -3,23 +3,20 @@
 A file is decoded as a stream and only its mel is kept: 115 MB an hour at 80 filters.
 
 MLX arrays cross threads only when evaluated, so nothing made here is lazy when it
-leaves: samples and mel are NumPy arrays, and the filters are built by each call.
-mlx_whisper's own are cached unevaluated by whichever thread comes first, and crash in
-the next.
+leaves: samples, filters and mel are NumPy arrays.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeGuard, cast
 
 import numpy as np
 
 from fastwhisper.errors import AudioError
 from fastwhisper.media import SAMPLE_RATE, decode_media, media_name, open_media
+from fastwhisper.whisper.filters import read_mel_filters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -244,7 +241,7 @@ class _MelStream:
     """Samples in, log-mel out; keeps the mel and less than one block of samples."""
 
     def __init__(self, n_mels: int) -> None:
-        self._filters = _mel_filters(n_mels)
+        self._filters = read_mel_filters(n_mels)
         self._pending = np.empty(0, np.float32)
         self._log = np.empty((0, n_mels), np.float32)
         self._frames = 0
@@ -280,24 +277,11 @@ class _MelStream:
         self._frames = end
 
 
-def _log_energies(samples: FloatArray, frames: int, filters: mx.array) -> FloatArray:
+def _log_energies(samples: FloatArray, frames: int, filters: FloatArray) -> FloatArray:
     """Compute unscaled log10 energies. Returns shape (frames, n_mels), float32."""
     import mlx.core as mx  # noqa: PLC0415  blas.py acts before MLX is imported
 
     window = mx.array(np.hanning(_FFT_SAMPLES + 1)[:-1])
     framed = mx.as_strided(mx.array(samples), [frames, _FFT_SAMPLES], [HOP_SAMPLES, 1])
-    energies = mx.fft.rfft(framed * window).abs().square() @ filters.T
+    energies = mx.fft.rfft(framed * window).abs().square() @ mx.array(filters).T
     return np.array(mx.maximum(energies, 1e-10).log10())
-
-
-def _mel_filters(n_mels: int) -> mx.array:
-    """Read the filters that ship with mlx_whisper. Returns shape (n_mels, 201), float32."""
-    import mlx.core as mx  # noqa: PLC0415  blas.py acts before MLX is imported
-
-    if n_mels not in {80, 128}:
-        raise ValueError(f"no mel filters for n_mels={n_mels}: Whisper has 80 or 128")
-    # Found without importing mlx_whisper, which is engine.py's business.
-    spec = importlib.util.find_spec("mlx_whisper")
-    (package,) = (spec and spec.submodule_search_locations) or [""]
-    with np.load(Path(package, "assets", "mel_filters.npz"), allow_pickle=False) as filters:
-        return mx.array(filters[f"mel_{n_mels}"])

@@ -134,7 +134,7 @@ def _add_transcribe(parser: argparse.ArgumentParser) -> None:
 
 def _refuse_wrong(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Refuse before a model is opened what argparse lets through."""
-    from fastwhisper.decoding import DecodeSettings  # noqa: PLC0415  see main
+    from fastwhisper.whisper.options import DecodeSettings  # noqa: PLC0415  see main
 
     known = DecodeSettings.__dataclass_fields__
     try:

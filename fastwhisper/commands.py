@@ -21,10 +21,10 @@ from fastwhisper import hub, stages
 from fastwhisper.cli import SUBTITLES
 from fastwhisper.core.checkpoint import inspect_checkpoint
 from fastwhisper.core.recipe import words_changed
-from fastwhisper.decoding import TranscribeOptions
 from fastwhisper.errors import AudioError, HubUnavailableError
 from fastwhisper.session import open as open_session
 from fastwhisper.values import LoadOptions, LoadOverrides, Quantization, WhisperModel
+from fastwhisper.whisper.options import TranscribeOptions
 from fastwhisper.writers import FORMATS, write
 
 if TYPE_CHECKING:

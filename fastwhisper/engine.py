@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 import anyio
 import anyio.lowlevel
 
-from fastwhisper import tasks, upstream
+from fastwhisper import backend, tasks
 from fastwhisper.errors import LoadingFailedError
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ class _Threads:
 def _prime() -> None:
     """Let this thread evaluate once, so that the count of threads is final after the first load."""
     try:
-        mx = upstream.import_mlx()
+        mx = backend.import_mlx()
     except ImportError:
         return  # the job that needs MLX says so
     mx.eval(mx.zeros(1))
@@ -321,7 +321,7 @@ def check() -> None:
 
 def computes_on_gpu() -> bool:
     """Tell whether MLX computes on a GPU in this thread."""
-    mx = upstream.import_mlx()
+    mx = backend.import_mlx()
     return bool(mx.default_device().type == mx.gpu)
 
 

@@ -4,34 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import time
 import traceback
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Unpack, cast
+from typing import TYPE_CHECKING, Any, Unpack
 
-from fastwhisper import engine, hub, stages, tasks, upstream
+from fastwhisper import backend, engine, hub, stages, tasks
 from fastwhisper.core.repos import parse_quantization
 from fastwhisper.engine import Lane
 from fastwhisper.errors import QuantizedModelNotAvailableError
 from fastwhisper.progress import Meter
 from fastwhisper.readiness import LoadResult, Readiness
-from fastwhisper.values import LoadOptions, LoadStats, Quantization, Span
+from fastwhisper.values import LoadOptions, LoadStats, Span
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Coroutine, Iterator
 
-    import mlx.core as mx
     from anyio.abc import TaskGroup
-    from mlx_whisper.whisper import Whisper
 
     from fastwhisper.core.checkpoint import Checkpoint
     from fastwhisper.hub import Location
     from fastwhisper.stages import Params
     from fastwhisper.values import DtypeName, LoadOverrides, Progress, WhisperModel
+    from fastwhisper.whisper.network import Whisper
 
-__all__ = ["Load", "load", "load_model"]
+__all__ = ["Load", "load"]
 
 _logger = logging.getLogger("fastwhisper")
 
@@ -85,62 +84,6 @@ async def _finish_in_background(job: Load) -> None:
     await job.finish_in_background()
     if job.readiness.is_ready:
         job.submit_follow_up()
-
-
-def load_model(path_or_hf_repo: str | os.PathLike[str], dtype: mx.Dtype | None = None) -> Whisper:
-    """Load a model as `mlx_whisper.load_models.load_model` does, from any thread. Blocks.
-
-    Every parameter keeps the dtype of the file. Starts no event loop, so it may be called
-    inside a running one, which then stands still.
-
-    Args:
-        path_or_hf_repo: A directory, a repository as `org/name`, or a table name.
-        dtype: Type of the positional embedding and the mask; None is float32.
-
-    Returns:
-        The module. All its arrays are evaluated, so any thread may use it.
-
-    Raises:
-        ModelNotFoundError: There is no such directory or repository.
-        HubUnavailableError: It is not on disk, and the Hub can't be reached.
-        InvalidModelFormatError: A file of it is broken.
-        BackendMissingError: MLX has no backend here.
-    """
-    model = path_or_hf_repo if isinstance(path_or_hf_repo, str) else os.fspath(path_or_hf_repo)
-
-    def locate() -> Checkpoint:
-        hub.check_form(model, Quantization.FLOAT16)
-        return stages.inspect(hub.locate(model, LoadOptions.DEFAULT, check=engine.check).path)
-
-    checkpoint = engine.run_blocking(locate, Lane.FILES)
-    jobs: list[engine.Job[Params]] = [
-        engine.submit(partial(stages.read, lane, dtype=None), Lane.READ)
-        for lane in checkpoint.split(engine.READERS)
-    ]
-    confirm = engine.submit(partial(stages.confirm, checkpoint), Lane.FILES)
-    name = "float32" if dtype is None else str(dtype).rpartition(".")[2]
-    params: Params = {}
-    built: list[Whisper] = []
-    try:
-        build = partial(stages.build, checkpoint, cast("DtypeName", name))
-        built.append(engine.run_blocking(build, Lane.COMPUTE))
-        engine.wait_for(confirm)
-        for job in jobs:
-            share: Params = engine.wait_for(job)
-            params.update(share)
-            del share
-        engine.run_blocking(partial(stages.apply, checkpoint, built[0], params), Lane.COMPUTE)
-    except BaseException as error:
-        engine.stop(confirm)
-        for job in jobs:
-            engine.stop(job)
-        params.clear()
-        built.clear()
-        traceback.clear_frames(error.__traceback__)
-        raise
-    if stages.is_slow_to_read(checkpoint):
-        engine.submit(partial(stages.keep_converted, checkpoint, int), Lane.READ)
-    return built[0]
 
 
 class Load:
@@ -352,7 +295,7 @@ class Load:
     @property
     def _may_warm_up(self) -> bool:
         wanted = self.options.warm_up
-        return upstream.may_have_gpu() if wanted is None else wanted
+        return backend.may_have_gpu() if wanted is None else wanted
 
     async def _prepare_text(self) -> None:
         prepare = partial(stages.prepare_text, self._inspected())
@@ -392,17 +335,12 @@ class Load:
             return stages.read(lane, dtype=dtype, on_group=self._count)
 
     def _count(self, done_bytes: int) -> None:
-        self._peak_bytes = max(self._peak_bytes, upstream.import_mlx().get_active_memory())
+        self._peak_bytes = max(self._peak_bytes, backend.import_mlx().get_active_memory())
         self._meter.add("read", done_bytes)
 
     def _build(self, checkpoint: Checkpoint) -> Whisper:
-        with self._span("import"):
-            upstream.import_network()
         with self._span("build"):
-            module = stages.build(checkpoint, stages.compute_dtype(self.dtype))
-            if not engine.computes_on_gpu():
-                stages.multiply_densely(module)
-            return module
+            return stages.build(checkpoint, stages.compute_dtype(self.dtype))
 
     def _begin_warm_up(self) -> DtypeName | None:
         wanted = self.options.warm_up

@@ -14,20 +14,20 @@ from fastwhisper import engine
 from fastwhisper.core.checkpoint import CONFIG
 from fastwhisper.core.network import expected_shapes
 from fastwhisper.core.recipe import INT4_SHARE, choose_precision, describe_precision
-from fastwhisper.decoding import DecodeSettings
 from fastwhisper.engine import Lane
 from fastwhisper.errors import InvalidModelFormatError
 from fastwhisper.loading import load
-from fastwhisper.values import Dimensions, Progress, Quantization
+from fastwhisper.values import Progress, Quantization
+from fastwhisper.whisper.options import DecodeSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping
 
     import numpy as np
-    from mlx_whisper.whisper import Whisper
 
     from fastwhisper.core.calibrate import Heard, Rounded
     from fastwhisper.values import QuantizationName, WhisperModel
+    from fastwhisper.whisper.network import Whisper
 
     Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
@@ -110,9 +110,7 @@ class Work:
         self.arrays: Arrays = {}
         self.model = model
         self._quant = quant
-        self._dimensions = Dimensions(
-            **{name: getattr(model.dims, name) for name in Dimensions.__dataclass_fields__}
-        )
+        self._dimensions = model.dims
         self.precision = choose_precision(self._dimensions, quant, share=share)
 
     def config(self) -> dict[str, object]:
@@ -160,7 +158,7 @@ def _hear(model: Whisper) -> Iterator[Heard]:
 
     from fastwhisper.audio import WINDOW_FRAMES, load_audio, open_mel  # noqa: PLC0415
     from fastwhisper.core.calibrate import Heard  # noqa: PLC0415
-    from fastwhisper.sampler import Sampler  # noqa: PLC0415  imports mlx_whisper
+    from fastwhisper.window_decoder import WindowDecoder  # noqa: PLC0415  imports MLX
 
     for language in _LANGUAGES if model.is_multilingual else _LANGUAGES[:1]:
         file = Path(__file__).parent / "data" / _SPEECH.format(language=language)
@@ -170,11 +168,11 @@ def _hear(model: Whisper) -> Iterator[Heard]:
         for start in range(0, len(samples) - _WINDOW_SAMPLES // 2, _WINDOW_SAMPLES):
             window = samples[start : start + _WINDOW_SAMPLES]
             mel = open_mel(window, n_mels=model.dims.n_mels, check=engine.check)
-            sampler = Sampler(model, mel, settings, fp16=False, check=engine.check)
-            audio = sampler.encode(0, WINDOW_FRAMES)
-            result = sampler.decode(audio, [])
+            decoder = WindowDecoder(model, mel, settings, fp16=False, check=engine.check)
+            audio = decoder.encode(0, WINDOW_FRAMES)
+            result = decoder.decode(audio, [])
             tokens = result.tokens if result.compression_ratio <= _LOOPING else []
-            tokens = [*sampler.tokenizer.sot_sequence, *tokens]
+            tokens = [*decoder.tokenizer.sot_sequence, *tokens]
             yield Heard(mx.array(mel.mel[:WINDOW_FRAMES]), audio, tuple(tokens))
 
 

@@ -22,9 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from mlx_whisper.whisper import Whisper
-
     from fastwhisper.values import LoadingState, LoadStats, ModulePrecision, Quantization
+    from fastwhisper.whisper.network import Whisper
 
 __all__ = ["LoadResult", "Readiness"]
 

@@ -21,10 +21,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 
-    from mlx_whisper.whisper import Whisper
-
     from fastwhisper.audio import AudioSource
-    from fastwhisper.decoding import DecodeSettings, Task, TranscribeOptions
     from fastwhisper.readiness import LoadResult
     from fastwhisper.values import (
         LoadingState,
@@ -35,6 +32,8 @@ if TYPE_CHECKING:
         Transcription,
         WhisperModel,
     )
+    from fastwhisper.whisper.network import Whisper
+    from fastwhisper.whisper.options import DecodeSettings, Task, TranscribeOptions
     from fastwhisper.windows import Window
 
 __all__ = ["Session", "open"]
@@ -212,7 +211,7 @@ class Session:
         cut short is decoded anew. Arguments and errors are those of `transcribe`; what
         can be refused by its form is refused here, the rest at the first segment.
         """
-        from fastwhisper.decoding import DecodeSettings  # noqa: PLC0415  a load does without it
+        from fastwhisper.whisper.options import DecodeSettings  # noqa: PLC0415  a load does without it
 
         self._job.readiness.model()
         settings = DecodeSettings.from_options(language=language, task=task, seed=seed, **options)
@@ -285,7 +284,7 @@ class SegmentStream:
         """Everything that is decoded, as one transcription; None before the first window."""
         if not self._done:
             return None
-        from fastwhisper.windows import summarize  # noqa: PLC0415  imports mlx_whisper
+        from fastwhisper.windows import summarize  # noqa: PLC0415  imports MLX
 
         return summarize(self._done, duration_s=self._duration_s)
 
@@ -320,7 +319,7 @@ class SegmentStream:
         return True
 
     def _open_windows(self) -> Iterator[Window]:
-        # Imported here, in one of the engine's threads: NumPy and mlx_whisper's decoder.
+        # Imported here, in one of the engine's threads: NumPy, and what decodes.
         from fastwhisper.audio import open_mel  # noqa: PLC0415
         from fastwhisper.windows import transcribe_windows  # noqa: PLC0415
 

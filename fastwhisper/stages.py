@@ -10,7 +10,8 @@ import logging
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from fastwhisper import cache, engine, notes, upstream
+from fastwhisper import cache, engine, notes
+from fastwhisper.backend import import_mlx
 from fastwhisper.core.checkpoint import (
     SAFETENSORS,
     confirm_checkpoint,
@@ -19,17 +20,17 @@ from fastwhisper.core.checkpoint import (
 )
 from fastwhisper.core.recipe import expected_loss
 from fastwhisper.errors import InvalidModelFormatError, TokenizationFailedError
-from fastwhisper.languages import VOCAB_WITHOUT_LANGUAGES
+from fastwhisper.whisper.languages import VOCAB_WITHOUT_LANGUAGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     import mlx.core as mx
-    from mlx_whisper.whisper import Whisper
 
     from fastwhisper.core.checkpoint import Checkpoint
     from fastwhisper.values import DtypeName
+    from fastwhisper.whisper.network import Whisper
 
     Params: TypeAlias = dict[str, mx.array]
 
@@ -41,7 +42,6 @@ __all__ = [
     "inspect",
     "is_slow_to_read",
     "keep_converted",
-    "multiply_densely",
     "prepare_text",
     "read",
     "require_text",
@@ -138,7 +138,7 @@ def read(
     Raises:
         InvalidModelFormatError: A file has changed since it was inspected.
     """
-    upstream.import_mlx()
+    import_mlx()
     import mlx.core as mx  # noqa: PLC0415
 
     from fastwhisper.core.shards import read_shards  # noqa: PLC0415
@@ -175,28 +175,16 @@ def _cast(group: Params, dtype: mx.Dtype) -> None:
 
 
 def build(checkpoint: Checkpoint, dtype: DtypeName) -> Whisper:
-    """Build the network without weights; mlx_whisper is imported before.
+    """Build the network without weights.
 
     Raises:
         BackendMissingError: MLX has no backend here.
     """
-    upstream.import_network()
-    import mlx.core as mx  # noqa: PLC0415
+    import_mlx()
+    from fastwhisper.whisper.params import UNPACK_ROWS, build_module  # noqa: PLC0415
 
-    from fastwhisper.core.params import build_module  # noqa: PLC0415
-
-    module = build_module(checkpoint, dtype=dtype)
-    # Each placeholder left a lazy split of this thread's random key behind; forget them, or
-    # they pile up from load to load.
-    mx.random.seed(0)
-    return module
-
-
-def multiply_densely(module: Whisper) -> None:
-    """Have a network's quantized layers use the BLAS of a CPU."""
-    from fastwhisper.core import params  # noqa: PLC0415
-
-    params.multiply_densely(module)
+    unpack_rows = None if engine.computes_on_gpu() else UNPACK_ROWS
+    return build_module(checkpoint, dtype=dtype, unpack_rows=unpack_rows)
 
 
 def apply(checkpoint: Checkpoint, module: Whisper, params: Params) -> None:
@@ -205,7 +193,7 @@ def apply(checkpoint: Checkpoint, module: Whisper, params: Params) -> None:
     Raises:
         InvalidModelFormatError: They are not what the network needs.
     """
-    from fastwhisper.core.params import apply_params  # noqa: PLC0415
+    from fastwhisper.whisper.params import apply_params  # noqa: PLC0415
 
     apply_params(module, params, path=checkpoint.path)
 
@@ -257,13 +245,12 @@ def require_text(checkpoint: Checkpoint) -> None:
 
 
 def prepare_text(checkpoint: Checkpoint) -> None:
-    """Build the tokenizer that decoding will ask for, and import what decodes."""
-    upstream.import_tokens()
-    from fastwhisper.tokens import tokenizer_of  # noqa: PLC0415  imports mlx_whisper
+    """Read the tokenizer that decoding will ask for, and import what decodes."""
+    from fastwhisper.whisper.tokenizer import read_tokenizer  # noqa: PLC0415  off the event loop
 
-    tokenizer_of(checkpoint.dimensions.n_vocab, language="en", task="transcribe")
+    read_tokenizer(checkpoint.dimensions.n_vocab, language="en", task="transcribe")
     engine.check()
-    upstream.import_decoder()
+    import_mlx()
     from fastwhisper.windows import transcribe_windows  # noqa: F401, PLC0415  imports the rest
 
 
@@ -279,7 +266,7 @@ def warm_mel(checkpoint: Checkpoint) -> None:
 
 def warm_convolution(checkpoint: Checkpoint, dtype: DtypeName) -> None:
     """Convolve for the first time, which loads what convolves."""
-    mx = upstream.import_mlx()
+    mx = import_mlx()
     size = checkpoint.dimensions
     compute = getattr(mx, dtype)
     mel = mx.zeros((1, 2 * size.n_audio_ctx, size.n_mels), compute)
@@ -288,7 +275,7 @@ def warm_convolution(checkpoint: Checkpoint, dtype: DtypeName) -> None:
 
 def warm_attention(checkpoint: Checkpoint, dtype: DtypeName) -> None:
     """Multiply head by head for the first time: another kernel than that of one product."""
-    mx = upstream.import_mlx()
+    mx = import_mlx()
     size = checkpoint.dimensions
     audio = mx.zeros((1, size.n_audio_ctx, size.n_audio_state), getattr(mx, dtype))
     heads = audio.reshape(1, size.n_audio_ctx, size.n_audio_head, -1)
@@ -297,7 +284,7 @@ def warm_attention(checkpoint: Checkpoint, dtype: DtypeName) -> None:
 
 def warm_products(checkpoint: Checkpoint, dtype: DtypeName) -> None:
     """Multiply for the first time, with plain and with quantized matrices."""
-    mx = upstream.import_mlx()
+    mx = import_mlx()
     size = checkpoint.dimensions
     state = size.n_audio_state
     compute = getattr(mx, dtype)
@@ -318,14 +305,14 @@ def warm_network(checkpoint: Checkpoint, dtype: DtypeName) -> None:
     Its layers are as wide as the real ones, so that its kernels are theirs; it needs none of
     the weights, so it need not wait for them. After the other warm-ups.
     """
-    upstream.import_decoder()
+    import_mlx()
     import mlx.core as mx  # noqa: PLC0415
     import numpy as np  # noqa: PLC0415
     from mlx.utils import tree_map  # noqa: PLC0415
 
     from fastwhisper.audio import WINDOW_FRAMES, MelAudio  # noqa: PLC0415
-    from fastwhisper.core.params import build_module  # noqa: PLC0415
-    from fastwhisper.decoding import DecodeSettings  # noqa: PLC0415
+    from fastwhisper.whisper.options import DecodeSettings  # noqa: PLC0415
+    from fastwhisper.whisper.params import build_module  # noqa: PLC0415
     from fastwhisper.windows import transcribe_windows  # noqa: PLC0415
 
     one_layer = replace(checkpoint.dimensions, n_audio_layer=1, n_text_layer=1)

@@ -1,13 +1,10 @@
-"""Windows of audio -> segments: our own loop over the audio.
-
-Upstream's loop can't stream, be cancelled or take a model. Segments, times and text are
-the same.
+"""Windows of audio -> segments: the loop over the audio.
 
 Everything runs in the thread that asks for the next window. Arrays stay inside; what
 leaves is plain Python.
 
 Source:
-    `transcribe` of mlx_whisper 0.4.3; Radford et al. 2022, section 4.5.
+    `transcribe` of openai/whisper; Radford et al. 2022, section 4.5.
 """
 
 from __future__ import annotations
@@ -19,8 +16,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from fastwhisper.audio import WINDOW_FRAMES
-from fastwhisper.sampler import Sampler
 from fastwhisper.values import Segment, Transcription
+from fastwhisper.window_decoder import WindowDecoder
 from fastwhisper.words import (
     FRAMES_PER_SECOND,
     Draft,
@@ -36,12 +33,12 @@ if TYPE_CHECKING:
     from typing import Self
 
     import mlx.core as mx
-    from mlx_whisper.decoding import DecodingResult
-    from mlx_whisper.tokenizer import Tokenizer
-    from mlx_whisper.whisper import Whisper
 
     from fastwhisper.audio import MelAudio
-    from fastwhisper.decoding import DecodeSettings
+    from fastwhisper.whisper.decoding import DecodedWindow
+    from fastwhisper.whisper.network import Whisper
+    from fastwhisper.whisper.options import DecodeSettings
+    from fastwhisper.whisper.tokenizer import Tokenizer
 
 __all__ = ["Window", "summarize", "transcribe_windows"]
 
@@ -150,7 +147,7 @@ class _Loop:
         self._content_frames = audio.content_frames
         self._settings = settings
         self._check = check
-        self._sampler = Sampler(model, audio, settings, fp16=fp16, check=check)
+        self._decoder = WindowDecoder(model, audio, settings, fp16=fp16, check=check)
         # Mel frames and seconds of one timestamp token: 2, 0.02 s.
         self._frames_per_step = WINDOW_FRAMES // model.dims.n_audio_ctx
         self._step_s = self._frames_per_step / FRAMES_PER_SECOND
@@ -164,7 +161,7 @@ class _Loop:
 
     @property
     def _tokenizer(self) -> Tokenizer:
-        return self._sampler.tokenizer
+        return self._decoder.tokenizer
 
     def next_window(self) -> Window | None:
         """Decode the next window of the clips: an empty one when there is none at all."""
@@ -195,8 +192,8 @@ class _Loop:
         words = [token for token in tokens if token < self._tokenizer.timestamp_begin]
         return Window(
             segments=tuple(segments),
-            language=self._sampler.language,
-            text_utf8=self._tokenizer.encoding.decode_bytes(words),
+            language=self._decoder.language,
+            text_utf8=self._tokenizer.decode_bytes(words),
             end_s=min(self._seek, self._content_frames) / FRAMES_PER_SECOND,
         )
 
@@ -206,8 +203,8 @@ class _Loop:
         `_seek` and `_prompt` change only after the last check.
         """
         span = self._span(clip_end_frame)
-        features = self._sampler.encode(span.start_frame, span.frames)
-        result = self._sampler.decode(features, self._prompt)
+        features = self._decoder.encode(span.start_frame, span.frames)
+        result = self._decoder.decode(features, self._prompt)
         if self._settings.word_timestamps:
             self._check()
         if self._is_silence(result):
@@ -238,7 +235,7 @@ class _Loop:
             window_end_s=(start + WINDOW_FRAMES) / FRAMES_PER_SECOND,
         )
 
-    def _is_silence(self, result: DecodingResult) -> bool:
+    def _is_silence(self, result: DecodedWindow) -> bool:
         settings = self._settings
         if settings.no_speech_threshold is None:
             return False
@@ -334,7 +331,7 @@ class _Loop:
             self._seek = seek
         return True
 
-    def _segment(self, draft: Draft, span: Span, result: DecodingResult) -> Segment:
+    def _segment(self, draft: Draft, span: Span, result: DecodedWindow) -> Segment:
         # An instant, or no text: nothing was said.
         said = draft.start_s != draft.end_s and draft.text.strip() != ""
         return Segment(

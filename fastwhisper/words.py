@@ -1,25 +1,31 @@
 """Word times, and the silence around what may be invented.
 
-Alignment is mlx_whisper's, which needs numba and scipy: imported when first asked for.
-What it decides about is `Draft`s, segments whose times may still move.
+What is decided about here are `Draft`s: segments whose times may still move.
 
 Source:
-    `add_word_timestamps` and the hallucination skip in `transcribe` of mlx_whisper.
+    `add_word_timestamps` and `transcribe` of openai/whisper.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
 
 from fastwhisper.values import Word
+from fastwhisper.whisper.alignment import align_words
 
 if TYPE_CHECKING:
-    import mlx.core as mx
-    from mlx_whisper.tokenizer import Tokenizer
-    from mlx_whisper.whisper import Whisper
+    from collections.abc import Sequence
 
-    from fastwhisper.decoding import DecodeSettings
+    import mlx.core as mx
+
+    from fastwhisper.whisper.alignment import AlignedWord
+    from fastwhisper.whisper.network import Whisper
+    from fastwhisper.whisper.options import DecodeSettings
+    from fastwhisper.whisper.tokenizer import Tokenizer
 
 __all__ = [
     "FRAMES_PER_SECOND",
@@ -34,6 +40,9 @@ __all__ = [
 FRAMES_PER_SECOND: Final = 100
 
 _PUNCTUATION: Final = "\"'“¿([{-\"'.。,，!！?？:：”)]}、"  # noqa: RUF001  punctuation of Chinese and Japanese
+_SENTENCE_ENDS: Final = ".。!！?？"  # noqa: RUF001  punctuation of Chinese and Japanese
+_LONGEST_TYPICAL_S: Final = 0.7
+_EDGE_WORD_S: Final = 0.5
 _SCORED_WORDS: Final = 8
 _EDGE_S: Final = 2.0
 
@@ -76,21 +85,6 @@ class Draft:
     words: tuple[Word, ...] | None = None
 
 
-class _EncodedModel:
-    """What alignment asks of a model, for a window that is encoded already."""
-
-    def __init__(self, model: Whisper) -> None:
-        self._model = model
-        self.alignment_heads = model.alignment_heads
-
-    def forward_with_cross_qk(
-        self, features: mx.array, tokens: mx.array
-    ) -> tuple[mx.array, list[mx.array]]:
-        """Run the decoder. Shapes (1, 1500, state) and (1, tokens)."""
-        logits, _, cross_qk = self._model.decoder(tokens, features)
-        return logits, cross_qk
-
-
 def add_words(
     drafts: list[Draft],
     *,
@@ -112,29 +106,101 @@ def add_words(
         settings: Says which punctuation belongs to which word.
         last_speech_s: End of the last word before the window, in seconds.
     """
-    from mlx_whisper.timing import add_word_timestamps  # noqa: PLC0415  numba, scipy: 2 s
-
-    segments: list[dict[str, Any]] = [
-        {"seek": span.start_frame, "start": d.start_s, "end": d.end_s, "tokens": d.tokens}
-        for d in drafts
-    ]
-    add_word_timestamps(
-        segments=segments,
-        model=_EncodedModel(model),
-        tokenizer=tokenizer,
-        mel=features,
-        num_frames=span.frames,
-        prepend_punctuations=settings.prepend_punctuations,
-        append_punctuations=settings.append_punctuations,
-        last_speech_timestamp=last_speech_s,
+    texts = [[token for token in draft.tokens if token < tokenizer.eot] for draft in drafts]
+    tokens = [token for text in texts for token in text]
+    words = align_words(model, features, tokenizer, tokens, frames=span.frames)
+    typical_s = _typical_duration_s(words)
+    _shorten_at_sentence_ends(words, longest_s=2 * typical_s)
+    _merge_punctuation(
+        words, before=settings.prepend_punctuations, after=settings.append_punctuations
     )
-    for draft, segment in zip(drafts, segments, strict=True):
-        draft.start_s = float(segment["start"])
-        draft.end_s = float(segment["end"])
-        draft.words = tuple(
-            Word(w["word"], float(w["start"]), float(w["end"]), w["probability"])
-            for w in segment["words"]
-        )
+    offset_s = span.start_frame / FRAMES_PER_SECOND
+    used = 0
+    for draft, text in zip(drafts, texts, strict=True):
+        mine: list[AlignedWord] = []
+        covered = 0
+        while used < len(words) and covered < len(text):
+            word = words[used]
+            if word.word:
+                start_s, end_s = (round(offset_s + t, 2) for t in (word.start_s, word.end_s))
+                mine.append(replace(word, start_s=start_s, end_s=end_s))
+            covered += len(word.tokens)
+            used += 1
+        if mine:
+            _shorten_after_pause(mine, last_speech_s=last_speech_s, typical_s=typical_s)
+            _fit_edges(draft, mine, typical_s=typical_s)
+            last_speech_s = draft.end_s
+        draft.words = tuple(Word(w.word, w.start_s, w.end_s, w.probability) for w in mine)
+
+
+def _typical_duration_s(words: Sequence[AlignedWord]) -> float:
+    """Return the median duration of words, in seconds: 0 without words, 0.7 at most."""
+    durations_s = [word.end_s - word.start_s for word in words if word.end_s != word.start_s]
+    return min(_LONGEST_TYPICAL_S, float(np.median(durations_s))) if durations_s else 0.0
+
+
+def _shorten_at_sentence_ends(words: Sequence[AlignedWord], *, longest_s: float) -> None:
+    """Shorten a long mark that ends a sentence, and a long word after one: a pause is in them."""
+    if not longest_s:
+        return
+    for previous, word in pairwise(words):
+        if word.end_s - word.start_s > longest_s:
+            if word.word in _SENTENCE_ENDS:
+                word.end_s = word.start_s + longest_s
+            elif previous.word in _SENTENCE_ENDS:
+                word.start_s = word.end_s - longest_s
+
+
+def _merge_punctuation(words: Sequence[AlignedWord], *, before: str, after: str) -> None:
+    """Join punctuation to the word that it belongs to. What was joined is left without text."""
+    following = len(words) - 1
+    for at in range(len(words) - 2, -1, -1):
+        mark, word = words[at], words[following]
+        if mark.word.startswith(" ") and mark.word.strip() in before:
+            word.word = mark.word + word.word
+            word.tokens = mark.tokens + word.tokens
+            mark.word, mark.tokens = "", []
+        else:
+            following = at
+    previous = 0
+    for at in range(1, len(words)):
+        word, mark = words[previous], words[at]
+        if not word.word.endswith(" ") and mark.word in after:
+            word.word += mark.word
+            word.tokens = word.tokens + mark.tokens
+            mark.word, mark.tokens = "", []
+        else:
+            previous = at
+
+
+def _shorten_after_pause(
+    words: Sequence[AlignedWord], *, last_speech_s: float, typical_s: float
+) -> None:
+    """Shorten the first two words of a segment where a pause before them is in their time."""
+    longest_s = 2 * typical_s
+    first = words[0]
+    if first.end_s - last_speech_s <= 2 * longest_s:
+        return
+    second = words[1] if len(words) > 1 else None
+    if first.end_s - first.start_s > longest_s or (
+        second is not None and second.end_s - first.start_s > 2 * longest_s
+    ):
+        if second is not None and second.end_s - second.start_s > longest_s:
+            first.end_s = second.start_s = max(second.end_s / 2, second.end_s - longest_s)
+        first.start_s = max(0.0, first.end_s - longest_s)
+
+
+def _fit_edges(draft: Draft, words: Sequence[AlignedWord], *, typical_s: float) -> None:
+    """Let a segment begin and end with its words, or where a word is too long, the reverse."""
+    first, last = words[0], words[-1]
+    if draft.start_s < first.end_s and draft.start_s - _EDGE_WORD_S > first.start_s:
+        first.start_s = max(0.0, min(first.end_s - typical_s, draft.start_s))
+    else:
+        draft.start_s = first.start_s
+    if draft.end_s > last.start_s and draft.end_s + _EDGE_WORD_S < last.end_s:
+        last.end_s = max(last.start_s + typical_s, draft.end_s)
+    else:
+        draft.end_s = last.end_s
 
 
 def end_of_speech_s(drafts: list[Draft]) -> float | None:

@@ -29,10 +29,9 @@ from fastwhisper.core.quantize import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from mlx_whisper.whisper import Whisper
-
     from fastwhisper.core.quantize import Codes, Floats
     from fastwhisper.values import ModulePrecision
+    from fastwhisper.whisper.network import Block, Whisper
 
 __all__ = ["EMBEDDING", "Heard", "Rounded", "calibrate", "round_plainly"]
 
@@ -132,14 +131,14 @@ class _Calibration:
     def modules(self) -> Iterator[Rounded]:
         """Go through the embedding, the encoder and the decoder."""
         encoder, decoder = self._network.encoder, self._network.decoder
-        states = [self._evaluated(_stem(encoder, heard.mel)) for heard in self._speech]
+        states = [self._evaluated(encoder.embed(heard.mel[None])) for heard in self._speech]
         # The embedding's inputs in the end are the exact network's: it comes first, because
         # the rounded embedding is what the decoder's layers begin with.
         yield self._embedding([self._evaluated(self._last(heard)) for heard in self._speech])
         for layer, block in enumerate(encoder.blocks):
             yield from self._block(f"encoder.blocks.{layer}", block, states)
         audio = [self._evaluated(encoder.ln_post(state)) for state in states]
-        states = [_embed(decoder, mx.array([heard.tokens])) for heard in self._speech]
+        states = [decoder.embed(mx.array([heard.tokens])) for heard in self._speech]
         for layer, block in enumerate(decoder.blocks):
             yield from self._block(f"decoder.blocks.{layer}", block, states, audio)
 
@@ -148,7 +147,7 @@ class _Calibration:
         self._check()
         decoder = self._network.decoder
         audio = heard.audio[None]
-        x = _embed(decoder, mx.array([heard.tokens]))
+        x = decoder.embed(mx.array([heard.tokens]))
         for block in decoder.blocks:
             for step in _steps(audio):
                 x = x + step(block, x, audio).output
@@ -166,7 +165,7 @@ class _Calibration:
         return Rounded(EMBEDDING, pack(codes, grid), None)
 
     def _block(
-        self, name: str, block: Any, states: list[mx.array], audio: list[mx.array] | None = None
+        self, name: str, block: Block, states: list[mx.array], audio: list[mx.array] | None = None
     ) -> Iterator[Rounded]:
         """Round one block step by step, and take `states` through it."""
         heard: Sequence[mx.array | None] = audio or [None] * len(states)
@@ -255,38 +254,25 @@ _LONG: Final = 1000
 """Positions from which on inputs are audio and no text: a text has at most 448."""
 
 
-def _steps(audio: object) -> tuple[Callable[[Any, mx.array, Any], _Step], ...]:
+def _steps(audio: object) -> tuple[Callable[[Block, mx.array, Any], _Step], ...]:
     return (_attend, _think) if audio is None else (_attend_before, _attend_audio, _think)
 
 
-def _stem(encoder: Any, mel: mx.array) -> mx.array:
-    """Compute what the encoder's blocks begin with. Returns shape (1, positions, state)."""
-    x = nn.gelu(encoder.conv2(nn.gelu(encoder.conv1(mel[None]))))
-    positions: mx.array = encoder._positional_embedding  # noqa: SLF001 - upstream's only name
-    return x + positions
-
-
-def _embed(decoder: Any, tokens: mx.array) -> mx.array:
-    positions: mx.array = decoder.positional_embedding
-    x: mx.array = decoder.token_embedding(tokens)
-    return x + positions[: tokens.shape[1]]
-
-
-def _attend(block: Any, x: mx.array, _: object, mask: mx.array | None = None) -> _Step:
+def _attend(block: Block, x: mx.array, _: object, mask: mx.array | None = None) -> _Step:
     attn, x = block.attn, block.attn_ln(x)
-    mixed, _ = attn.qkv_attention(attn.query(x), attn.key(x), attn.value(x), mask)
+    mixed, _ = attn.mix(attn.query(x), attn.key(x), attn.value(x), mask)
     shared = ("attn.query", "attn.key", "attn.value")
     return _Step(attn.out(mixed), {shared: x, ("attn.out",): mixed})
 
 
-def _attend_before(block: Any, x: mx.array, _: object) -> _Step:
+def _attend_before(block: Block, x: mx.array, _: object) -> _Step:
     length = x.shape[1]
     return _attend(block, x, None, mx.triu(mx.full((length, length), float("-inf")), k=1))
 
 
-def _attend_audio(block: Any, x: mx.array, audio: mx.array) -> _Step:
+def _attend_audio(block: Block, x: mx.array, audio: mx.array) -> _Step:
     attn, x = block.cross_attn, block.cross_attn_ln(x)
-    mixed, _ = attn.qkv_attention(attn.query(x), attn.key(audio), attn.value(audio))
+    mixed, _ = attn.mix(attn.query(x), attn.key(audio), attn.value(audio))
     inputs = {
         ("cross_attn.query",): x,
         ("cross_attn.key", "cross_attn.value"): audio,
@@ -295,7 +281,7 @@ def _attend_audio(block: Any, x: mx.array, audio: mx.array) -> _Step:
     return _Step(attn.out(mixed), inputs)
 
 
-def _think(block: Any, x: mx.array, _: object) -> _Step:
+def _think(block: Block, x: mx.array, _: object) -> _Step:
     x = block.mlp_ln(x)
     hidden = nn.gelu(block.mlp1(x))
     return _Step(block.mlp2(hidden), {("mlp1",): x, ("mlp2",): hidden})

@@ -8,40 +8,16 @@ class Module(dict[str, Any]):
     def __getattr__(self, key: str) -> Any: ...
     def update(self, parameters: dict[str, Any], strict: bool = True) -> Module: ...  # type: ignore[override]
     def parameters(self) -> dict[str, Any]: ...
-    def named_modules(self) -> list[tuple[str, Module]]: ...
 
-class Linear(Module):
-    def __init__(self, input_dims: int, output_dims: int, bias: bool = True) -> None: ...
-
-class Embedding(Module):
-    def __init__(self, num_embeddings: int, dims: int) -> None: ...
-
-class QuantizedLinear(Module):
-    group_size: int
-    bits: int
+class LayerNorm(Module):
     def __init__(
-        self,
-        input_dims: int,
-        output_dims: int,
-        bias: bool = True,
-        group_size: int | None = None,
-        bits: int | None = None,
-        mode: str = "affine",
+        self, dims: int, eps: float = 1e-5, affine: bool = True, bias: bool = True
     ) -> None: ...
     def __call__(self, x: mx.array) -> mx.array: ...
 
-class QuantizedEmbedding(Module):
-    group_size: int
-    bits: int
-    def __init__(
-        self,
-        num_embeddings: int,
-        dims: int,
-        group_size: int | None = None,
-        bits: int | None = None,
-        mode: str = "affine",
-    ) -> None: ...
-    def as_linear(self, x: mx.array) -> mx.array: ...
+class MultiHeadAttention(Module):
+    @staticmethod
+    def create_additive_causal_mask(N: int, dtype: mx.Dtype = ...) -> mx.array: ...
 
 def gelu(x: mx.array) -> mx.array: ...
 def quantize(

@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Final, cast
 
 import mlx.core as mx
-from mlx import nn
 
 from fastwhisper.core.header import to_path
 from fastwhisper.core.network import ALIGNMENT_HEADS, Findings
+from fastwhisper.whisper.network import Whisper
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from mlx_whisper.whisper import Whisper
+    from mlx import nn
 
     from fastwhisper.core.checkpoint import Checkpoint
-    from fastwhisper.values import Dimensions, DtypeName
+    from fastwhisper.values import DtypeName
 
-__all__ = ["apply_params", "build_module", "multiply_densely"]
+__all__ = ["UNPACK_ROWS", "apply_params", "build_module"]
 
-DENSE_ROWS: Final = 32
-"""Rows from which on a CPU unpacks a weight. Measured on 2 cores with OpenBLAS: it is as fast as
-the packed product at 16 to 40 rows, by shape and bits, and 50 to 80 times as fast at 1500."""
+UNPACK_ROWS: Final = 32
+"""Rows from which on unpacking a weight pays on a CPU, where MLX's packed product uses no BLAS.
+Measured on 2 cores with OpenBLAS: as fast as the packed product at 16 to 40 rows, by shape and
+bits, and 50 to 80 times as fast at 1500."""
 
 _FLOATS: Final = (mx.float16, mx.bfloat16, mx.float32)
 
 _Slot = tuple["dict[str, object] | list[object]", "str | int", mx.array]
 
 
-def build_module(checkpoint: Checkpoint, *, dtype: DtypeName = "float32") -> Whisper:
+def build_module(
+    checkpoint: Checkpoint, *, dtype: DtypeName = "float32", unpack_rows: int | None = None
+) -> Whisper:
     """Build the network of a checkpoint: the right classes and bits, and no weights yet.
 
     The parameters are lazy placeholders that are never evaluated and so take no memory. What
@@ -40,64 +42,24 @@ def build_module(checkpoint: Checkpoint, *, dtype: DtypeName = "float32") -> Whi
 
     Args:
         checkpoint: Its dimensions, precision and alignment heads are used.
-        dtype: The type of the encoder's positions and the decoder's mask, as upstream.
+        dtype: The type of the encoder's positions and the decoder's mask.
+        unpack_rows: Multiply inputs of this many rows and more with unpacked weights; None
+            never unpacks. Only the order of sums changes. See `UNPACK_ROWS`.
 
     Returns:
         A network whose parameters `apply_params` must set.
     """
-    module = _assemble(checkpoint.dimensions, getattr(mx, dtype))
-    hidden = [array for name, (_, _, array) in _slots(module) if _is_hidden(name)]
-    mx.async_eval(hidden)  # type: ignore[no-untyped-call]  # computed beside what follows
-    precision = checkpoint.precision
-
-    def settings(name: str, _: nn.Module) -> dict[str, object] | bool:
-        packed = precision.get(name)
-        return asdict(packed) if packed else False
-
-    if precision:
-        nn.quantize(module, class_predicate=settings)
+    module = Whisper(
+        checkpoint.dimensions,
+        precision=checkpoint.precision,
+        dtype=getattr(mx, dtype),
+        unpack_rows=unpack_rows,
+    )
     if checkpoint.alignment_heads:
         heads = [list(pair) for pair in checkpoint.alignment_heads]
         module.alignment_heads = mx.array(heads, dtype=mx.int64)
+    hidden = [array for name, (_, _, array) in _slots(module) if _is_hidden(name)]
     mx.eval([*hidden, module.alignment_heads])
-    return module
-
-
-def _assemble(dimensions: Dimensions, dtype: mx.Dtype) -> Whisper:
-    """Do as the constructor of the network does, without NumPy.
-
-    NumPy takes longer to import than a small model takes to read.
-
-    Source:
-        `Whisper.__init__` of mlx_whisper 0.4.3.
-    """
-    # Imported late: the shell prepares a light import of mlx_whisper first.
-    from mlx_whisper import whisper  # noqa: PLC0415 - see above
-
-    dims = whisper.ModelDimensions(**asdict(dimensions))
-    module = whisper.Whisper.__new__(whisper.Whisper)
-    nn.Module.__init__(module)
-    module.dims = dims
-    module.encoder = whisper.AudioEncoder(
-        dims.n_mels,
-        dims.n_audio_ctx,
-        dims.n_audio_state,
-        dims.n_audio_head,
-        dims.n_audio_layer,
-        dtype,
-    )
-    module.decoder = whisper.TextDecoder(
-        dims.n_vocab,
-        dims.n_text_ctx,
-        dims.n_text_state,
-        dims.n_text_head,
-        dims.n_text_layer,
-        dtype,
-    )
-    # All heads of the upper half of the layers; int64 as upstream.
-    layers = range(dims.n_text_layer // 2, dims.n_text_layer)
-    heads = [[layer, head] for layer in layers for head in range(dims.n_text_head)]
-    module.alignment_heads = mx.array(heads, dtype=mx.int64)
     return module
 
 
@@ -142,45 +104,6 @@ def apply_params(
         container, key, _ = slots[name]
         container[key] = array  # type: ignore[index] # a key of the very container it came from
     mx.eval([array for _, (_, _, array) in _slots(module)])
-
-
-def multiply_densely(module: nn.Module) -> None:
-    """Let quantized layers unpack their weight for long inputs, as a CPU multiplies faster so.
-
-    Nothing but the order of a sum changes. MLX's packed product on a CPU uses no BLAS.
-
-    Args:
-        module: The network; its quantized layers are changed in place, their arrays are not.
-    """
-    for _, part in module.named_modules():
-        if type(part) is nn.QuantizedLinear:
-            part.__class__ = _DenseLinear
-        elif type(part) is nn.QuantizedEmbedding:
-            part.__class__ = _DenseEmbedding
-
-
-class _DenseLinear(nn.QuantizedLinear):
-    def __call__(self, x: mx.array) -> mx.array:
-        if _rows(x) < DENSE_ROWS:
-            return super().__call__(x)
-        weight = _unpacked(self).T
-        return mx.addmm(self.bias, x, weight) if "bias" in self else x @ weight
-
-
-class _DenseEmbedding(nn.QuantizedEmbedding):
-    def as_linear(self, x: mx.array) -> mx.array:
-        """Multiply with the embedding: shape (..., state) to (..., vocabulary)."""
-        return super().as_linear(x) if _rows(x) < DENSE_ROWS else x @ _unpacked(self).T
-
-
-def _rows(x: mx.array) -> int:
-    return x.size // x.shape[-1]
-
-
-def _unpacked(layer: nn.QuantizedLinear | nn.QuantizedEmbedding) -> mx.array:
-    return mx.dequantize(
-        layer.weight, layer.scales, layer.biases, group_size=layer.group_size, bits=layer.bits
-    )
 
 
 def _slots(

@@ -5,13 +5,22 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Final
 
-__all__ = ["LANGUAGES", "VOCAB_WITHOUT_LANGUAGES", "language_code"]
+__all__ = [
+    "LANGUAGES",
+    "VOCAB_WITHOUT_LANGUAGES",
+    "count_languages",
+    "is_multilingual",
+    "language_code",
+]
 
 VOCAB_WITHOUT_LANGUAGES: Final = 51765
-"""Tokens of Whisper's vocabulary that stand for no language: a network has one more for each."""
+"""Tokens that stand for no language, in the English vocabulary; the other has one more."""
 
-# In the order of the language tokens: a checkpoint with n languages knows the first n.
-# Source: `LANGUAGES` and `TO_LANGUAGE_CODE` of mlx_whisper.tokenizer.
+_MULTILINGUAL_VOCAB: Final = 51865
+"""Tokens of the smallest multilingual vocabulary."""
+
+# In the order of the language tokens: a network with n languages knows the first n.
+# Source: `LANGUAGES` and `TO_LANGUAGE_CODE` of openai/whisper, `tokenizer.py`.
 _TABLE = """
 en english, zh chinese, de german, es spanish, ru russian, ko korean, fr french,
 ja japanese, pt portuguese, tr turkish, pl polish, ca catalan, nl dutch, ar arabic,
@@ -58,6 +67,20 @@ _ALIASES: Final = MappingProxyType(
 _CODES: Final = MappingProxyType(
     {name: code for code, name in LANGUAGES.items()} | dict(_ALIASES) | {c: c for c in LANGUAGES}
 )
+
+
+def is_multilingual(n_vocab: int) -> bool:
+    """Return whether a network of so many tokens knows other languages than English."""
+    return n_vocab >= _MULTILINGUAL_VOCAB
+
+
+def count_languages(n_vocab: int) -> int:
+    """Return how many languages a network of so many tokens has tokens for.
+
+    Source:
+        `Whisper.num_languages` of openai/whisper, `model.py`.
+    """
+    return n_vocab - VOCAB_WITHOUT_LANGUAGES - int(is_multilingual(n_vocab))
 
 
 def language_code(language: str) -> str:

@@ -13,7 +13,7 @@ from numbers import Integral, Real
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict, Unpack, cast
 
-from fastwhisper.languages import language_code
+from fastwhisper.whisper.languages import language_code
 
 if TYPE_CHECKING:
     from typing import Self

@@ -1,0 +1,111 @@
+"""`load_model`: a drop-in for `mlx_whisper.load_models.load_model`."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from fastwhisper import engine, hub, stages
+from fastwhisper.backend import import_mlx
+from fastwhisper.engine import Lane
+from fastwhisper.errors import BackendMissingError
+from fastwhisper.values import LoadOptions, Quantization
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+    from mlx_whisper.whisper import Whisper
+
+    from fastwhisper.core.checkpoint import Checkpoint
+    from fastwhisper.stages import Params
+
+__all__ = ["load_model"]
+
+
+def load_model(path_or_hf_repo: str | os.PathLike[str], dtype: mx.Dtype | None = None) -> Whisper:
+    """Load a model as `mlx_whisper.load_models.load_model` does, from any thread. Blocks.
+
+    Needs the extra `mlx-whisper`. Every parameter keeps the dtype of the file. Starts no event
+    loop, so it may be called inside a running one, which then stands still.
+
+    Args:
+        path_or_hf_repo: A directory, a repository as `org/name`, or a table name.
+        dtype: Type of the positional embedding and the mask; None is float32.
+
+    Returns:
+        mlx_whisper's own module. All its arrays are evaluated, so any thread may use it.
+
+    Raises:
+        ModelNotFoundError: There is no such directory or repository.
+        HubUnavailableError: It is not on disk, and the Hub can't be reached.
+        InvalidModelFormatError: A file of it is broken.
+        BackendMissingError: mlx-whisper is not installed, or MLX has no backend here.
+    """
+    model = path_or_hf_repo if isinstance(path_or_hf_repo, str) else os.fspath(path_or_hf_repo)
+
+    def locate() -> Checkpoint:
+        hub.check_form(model, Quantization.FLOAT16)
+        return stages.inspect(hub.locate(model, LoadOptions.DEFAULT, check=engine.check).path)
+
+    checkpoint = engine.run_blocking(locate, Lane.FILES)
+    jobs: list[engine.Job[Params]] = [
+        engine.submit(partial(stages.read, share, dtype=None), Lane.READ)
+        for share in checkpoint.split(engine.READERS)
+    ]
+    confirm = engine.submit(partial(stages.confirm, checkpoint), Lane.FILES)
+    params: Params = {}
+    built: list[Whisper] = []
+    try:
+        built.append(engine.run_blocking(partial(_build, checkpoint, dtype), Lane.COMPUTE))
+        engine.wait_for(confirm)
+        for job in jobs:
+            share: Params = engine.wait_for(job)
+            params.update(share)
+            del share
+        engine.run_blocking(partial(stages.apply, checkpoint, built[0], params), Lane.COMPUTE)
+    except BaseException as error:
+        engine.stop(confirm)
+        for job in jobs:
+            engine.stop(job)
+        params.clear()
+        built.clear()
+        traceback.clear_frames(error.__traceback__)
+        raise
+    if stages.is_slow_to_read(checkpoint):
+        engine.submit(partial(stages.keep_converted, checkpoint, int), Lane.READ)
+    return built[0]
+
+
+def _build(checkpoint: Checkpoint, dtype: mx.Dtype | None) -> Whisper:
+    """Build mlx_whisper's network for a checkpoint, its weights still placeholders.
+
+    Source:
+        `load_model` of mlx_whisper 0.4.3.
+    """
+    mx: Any = import_mlx()
+    from mlx import nn  # noqa: PLC0415  the engine imports MLX first
+
+    try:
+        from mlx_whisper.whisper import ModelDimensions, Whisper  # noqa: PLC0415  an extra
+    except ImportError as error:
+        raise BackendMissingError(
+            f"load_model() returns mlx_whisper's own model, which can't be imported ({error}): "
+            "pip install 'fastwhisper[mlx-whisper]'; open() and load() need no such package"
+        ) from error
+
+    precision = checkpoint.precision
+
+    def packing(name: str, _: nn.Module) -> dict[str, object] | bool:
+        return asdict(precision[name]) if name in precision else False
+
+    module = Whisper(ModelDimensions(**asdict(checkpoint.dimensions)), dtype or mx.float32)
+    if precision:
+        nn.quantize(module, class_predicate=packing)
+    if checkpoint.alignment_heads:
+        heads = [list(pair) for pair in checkpoint.alignment_heads]
+        module.alignment_heads = mx.array(heads, dtype=mx.int64)
+    # Each placeholder has split this thread's random key; evaluated, no chain of splits is left.
+    mx.eval(mx.random.state, module.alignment_heads)
+    return module

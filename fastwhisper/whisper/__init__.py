@@ -1,0 +1,1 @@
+"""Whisper: network, tokenizer, decoding of one window, word alignment. Arrays in, tokens out."""

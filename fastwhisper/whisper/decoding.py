@@ -1,0 +1,287 @@
+"""One encoded window -> tokens: the sampling loop, and the rules that tokens must follow.
+
+Sequences are Python lists and only logits are arrays, so a step waits for its token. This is the
+plain form, and the reference for every faster one.
+
+Source:
+    Radford et al. 2022, section 4.5; `decoding.py` of openai/whisper.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import mlx.core as mx
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from fastwhisper.whisper.network import Whisper
+    from fastwhisper.whisper.options import DecodeSettings
+    from fastwhisper.whisper.tokenizer import Tokenizer
+
+__all__ = ["DecodedWindow", "decode_window", "detect_language"]
+
+_WINDOW_S: Final = 30
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedWindow:
+    """What was decoded of one window, and how sure the network is of it.
+
+    Attributes:
+        tokens: Text and times, without the prompt and the end.
+        avg_logprob: Mean natural log-probability of the tokens and the end.
+        no_speech_prob: Probability that nobody speaks, 0 to 1.
+        compression_ratio: Bytes of the text by those of its zlib form; high where it repeats.
+        temperature: What the tokens were sampled at.
+    """
+
+    tokens: list[int]
+    avg_logprob: float
+    no_speech_prob: float
+    compression_ratio: float
+    temperature: float
+
+
+def decode_window(
+    model: Whisper,
+    features: mx.array,
+    tokenizer: Tokenizer,
+    settings: DecodeSettings,
+    *,
+    prompt: Sequence[int],
+    key_at: Callable[[float], mx.array],
+    check: Callable[[], None],
+) -> DecodedWindow:
+    """Decode a window at rising temperatures, until the result passes the thresholds.
+
+    Args:
+        model: The network.
+        features: The encoded window. Shape (1500, state), float16 or float32.
+        tokenizer: The network's, for the language and task.
+        settings: How to decode.
+        prompt: Tokens of the text before the window.
+        key_at: Returns the random key for a temperature above 0. Shape (2,), uint32.
+        check: Called before each token; may raise to cancel.
+
+    Returns:
+        The first result that passes, or the last one.
+
+    Source:
+        Radford et al. 2022, section 4.5.
+    """
+    for temperature in settings.temperature:
+        key = key_at(temperature) if temperature > 0 else None
+        decoded = _decode_at(
+            model, features, tokenizer, settings, temperature, prompt=prompt, key=key, check=check
+        )
+        if not _needs_fallback(decoded, settings):
+            break
+    return decoded
+
+
+def detect_language(model: Whisper, features: mx.array, tokenizer: Tokenizer) -> dict[str, float]:
+    """Compute which language an encoded window is in.
+
+    Args:
+        model: A multilingual network.
+        features: The encoded window. Shape (1500, state), float16 or float32.
+        tokenizer: The network's.
+
+    Returns:
+        The probability of each language that the network knows, by its code.
+
+    Source:
+        Radford et al. 2022, section 2.3.
+    """
+    start = mx.array([[tokenizer.sot]])
+    logits = model.decoder(start, features[None])[0][0, 0].astype(mx.float32)
+    tokens = mx.array(list(tokenizer.language_tokens.values()))
+    probabilities: list[float] = mx.softmax(logits[tokens]).tolist()  # type: ignore[assignment]
+    return dict(zip(tokenizer.language_tokens, probabilities, strict=True))
+
+
+def _decode_at(
+    model: Whisper,
+    features: mx.array,
+    tokenizer: Tokenizer,
+    settings: DecodeSettings,
+    temperature: float,
+    *,
+    prompt: Sequence[int],
+    key: mx.array | None,
+    check: Callable[[], None],
+) -> DecodedWindow:
+    """Decode a window once; above temperature 0 choose the best of several samples."""
+    context = model.dims.n_text_ctx
+    before, start = _first_tokens(tokenizer, settings, prompt, context)
+    first = [*before, *start]
+    samples = (settings.best_of or 1) if temperature > 0 else 1
+    rules = _Rules(tokenizer, settings, model)
+    eot = tokenizer.eot
+    sampled: list[list[int]] = [[] for _ in range(samples)]
+    sum_logprobs = mx.zeros(samples)
+    no_speech_prob = 0.0
+    tokens = mx.array([first] * samples)
+    cache = None
+    for step in range(settings.sample_len or context // 2):
+        if len(first) + step > context and step:
+            break
+        check()
+        # One window for all samples: its keys and values are computed once.
+        logits, cache, _ = model.decoder(tokens, features[None], cache)
+        logits = logits.astype(mx.float32)
+        if step == 0:
+            at_start = mx.softmax(logits[0, len(before)])
+            no_speech_prob = at_start[tokenizer.no_speech].item()  # type: ignore[assignment]
+        logits = rules.apply(logits[:, -1], sampled)
+        if key is None:
+            chosen = mx.argmax(logits, axis=-1)
+        else:
+            chosen = mx.random.categorical(logits / temperature, key=key)
+        logprobs = mx.take_along_axis(logits, chosen[:, None], axis=-1)[:, 0]
+        logprobs = logprobs - mx.logsumexp(logits, axis=-1)
+        ended = mx.array([tokens_[-1:] == [eot] for tokens_ in sampled])
+        sum_logprobs = sum_logprobs + mx.where(ended, 0.0, logprobs)
+        chosen = mx.where(ended, eot, chosen)
+        found: list[int] = chosen.tolist()  # type: ignore[assignment]
+        for sequence, token in zip(sampled, found, strict=True):
+            sequence.append(token)
+        if all(sequence[-1] == eot for sequence in sampled):
+            break
+        tokens = chosen[:, None]
+    texts = [s[: s.index(eot)] if eot in s else s for s in sampled]
+    sums: list[float] = sum_logprobs.tolist()  # type: ignore[assignment]
+    best = max(range(samples), key=lambda n: _rank(sums[n], len(texts[n]), settings))
+    return DecodedWindow(
+        tokens=texts[best],
+        avg_logprob=sums[best] / (len(texts[best]) + 1),
+        no_speech_prob=no_speech_prob,
+        compression_ratio=_compression_ratio(tokenizer.decode(texts[best]).strip()),
+        temperature=temperature,
+    )
+
+
+def _first_tokens(
+    tokenizer: Tokenizer, settings: DecodeSettings, prompt: Sequence[int], context: int
+) -> tuple[list[int], list[int]]:
+    """Return what the decoder is given: the text before, and how the transcript starts."""
+    start = list(tokenizer.sot_sequence)
+    if settings.without_timestamps:
+        start.append(tokenizer.no_timestamps)
+    if settings.prefix:
+        prefix = settings.prefix
+        if isinstance(prefix, str):
+            prefix = tuple(tokenizer.encode(" " + prefix.strip()))
+        # What is left of half the context; with no limit to the samples, all of it.
+        room = context // 2 - (settings.sample_len or context // 2)
+        start += prefix[-room:]
+    before = [tokenizer.sot_prev, *prompt[-(context // 2 - 1) :]] if prompt else []
+    return before, start
+
+
+def _needs_fallback(decoded: DecodedWindow, settings: DecodeSettings) -> bool:
+    """Return whether to decode again at the next temperature."""
+    if (
+        settings.no_speech_threshold is not None
+        and decoded.no_speech_prob > settings.no_speech_threshold
+    ):
+        return False  # silence
+    is_repetitive = (
+        settings.compression_ratio_threshold is not None
+        and decoded.compression_ratio > settings.compression_ratio_threshold
+    )
+    is_uncertain = (
+        settings.logprob_threshold is not None and decoded.avg_logprob < settings.logprob_threshold
+    )
+    return is_repetitive or is_uncertain
+
+
+def _rank(sum_logprob: float, length: int, settings: DecodeSettings) -> float:
+    """Rank a sample by its log-probability for its length. Source: Wu et al. 2016, section 7."""
+    if settings.length_penalty is not None:
+        return sum_logprob / math.pow((5 + length) / 6, settings.length_penalty)
+    return sum_logprob / length if length else -math.inf
+
+
+def _compression_ratio(text: str) -> float:
+    utf8 = text.encode()
+    return len(utf8) / len(zlib.compress(utf8))
+
+
+class _Rules:
+    """Which tokens may come next."""
+
+    def __init__(self, tokenizer: Tokenizer, settings: DecodeSettings, model: Whisper) -> None:
+        n_vocab = model.dims.n_vocab
+        self._tokenizer = tokenizer
+        self._ids = mx.arange(n_vocab)
+        self._has_times = not settings.without_timestamps
+        never = _suppressed(tokenizer, settings)
+        at_start = [*tokenizer.encode(" "), tokenizer.eot] if settings.suppress_blank else []
+        self._never = _mask(n_vocab, never)
+        self._never_at_start = _mask(n_vocab, [*never, *at_start])
+        self._latest_start = n_vocab
+        if settings.max_initial_timestamp:
+            step_s = _WINDOW_S / model.dims.n_audio_ctx
+            steps = round(settings.max_initial_timestamp / step_s)
+            self._latest_start = tokenizer.timestamp_begin + steps
+
+    def apply(self, logits: mx.array, sampled: Sequence[Sequence[int]]) -> mx.array:
+        """Set the logits of forbidden tokens to minus infinity.
+
+        Args:
+            logits: Shape (samples, n_vocab), float32.
+            sampled: The tokens of each sample so far, all of one length.
+        """
+        banned = self._never if sampled[0] else self._never_at_start
+        logits = mx.where(banned, -mx.inf, logits)
+        if not self._has_times:
+            return logits
+        ids, begin = self._ids, self._tokenizer.timestamp_begin
+        bounds = mx.array([self._bounds(sequence) for sequence in sampled])
+        first_text, first_time, last_time = (bounds[:, n : n + 1] for n in range(3))
+        is_text = ids < begin
+        banned = mx.where(is_text, ids < first_text, (ids < first_time) | (ids > last_time))
+        banned = banned | (ids == self._tokenizer.no_timestamps)
+        # Where a time is likelier than any one token of text, it must be a time.
+        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        time = mx.logsumexp(logprobs[:, begin:], axis=-1, keepdims=True)
+        text = logprobs[:, :begin].max(axis=-1, keepdims=True)
+        return mx.where(banned | (is_text & (time > text)), -mx.inf, logits)
+
+    def _bounds(self, sequence: Sequence[int]) -> tuple[int, int, int]:
+        """Return the first text, the first time and the last time that may come next."""
+        begin, end = self._tokenizer.timestamp_begin, self._ids.size
+        if not sequence:
+            return begin, begin, self._latest_start
+        if sequence[-1] < begin:
+            return 0, begin, end
+        # Times come in pairs, but for the first one and one before the end.
+        is_pair = len(sequence) == 1 or sequence[-2] >= begin
+        return (0, end, end) if is_pair else (self._tokenizer.eot, begin, end)
+
+
+def _suppressed(tokenizer: Tokenizer, settings: DecodeSettings) -> list[int]:
+    """Return the tokens that are never sampled."""
+    listed = settings.suppress_tokens
+    if not listed:
+        return []
+    found = {token for token in listed if token >= 0}
+    if -1 in listed:
+        found.update(tokenizer.non_speech_tokens)
+    names = ("transcribe", "translate", "startoftranscript", "startofprev", "startoflm")
+    found.update(tokenizer.special_tokens[name] for name in (*names, "nospeech"))
+    return sorted(found)
+
+
+def _mask(n_vocab: int, tokens: Sequence[int]) -> mx.array:
+    """Return where tokens are. Shape (n_vocab,), bool."""
+    mask = mx.zeros(n_vocab, mx.bool_)
+    if tokens:
+        mask[mx.array(list(tokens))] = True
+    return mask

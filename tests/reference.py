@@ -1,0 +1,66 @@
+"""mlx_whisper with its faults put right: what our text, times and words are compared with.
+
+A copy of the installed package, changed at the few lines named here, and imported under another
+name. The package itself is not touched. Each correction has an entry in docs/differences.md.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import importlib.util
+import shutil
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+__all__ = ["CORRECTIONS", "import_reference"]
+
+_NAME = "mlx_whisper_reference"
+
+
+class Correction(NamedTuple):
+    """One change of a file, and why.
+
+    Attributes:
+        file: The module's file.
+        old: What it says, exactly once.
+        new: What it should say.
+    """
+
+    file: str
+    old: str
+    new: str
+
+
+CORRECTIONS = {
+    "attention that is the same everywhere": Correction(
+        "timing.py",
+        "weights = (weights - mean) / std",
+        "weights = mx.where(std == 0, 0, (weights - mean) / std)",
+    ),
+}
+
+
+@cache
+def import_reference() -> Any:
+    """Import the corrected package, and return its module `transcribe`."""
+    spec = importlib.util.find_spec("mlx_whisper")
+    if spec is None or spec.submodule_search_locations is None:
+        raise ImportError("mlx_whisper is not installed: it is in the dependency group dev")
+    (source,) = spec.submodule_search_locations
+    parent = Path(tempfile.mkdtemp(prefix="fastwhisper-reference-"))
+    atexit.register(shutil.rmtree, parent, ignore_errors=True)
+    package = parent / _NAME
+    shutil.copytree(source, package, ignore=shutil.ignore_patterns("__pycache__"))
+    for name, correction in CORRECTIONS.items():
+        path = package / correction.file
+        text = path.read_text(encoding="utf-8")
+        if text.count(correction.old) != 1:
+            raise RuntimeError(f"mlx_whisper is another than the correction {name!r} knows")
+        path.write_text(text.replace(correction.old, correction.new), encoding="utf-8")
+    sys.path.append(str(parent))
+    importlib.invalidate_caches()
+    return importlib.import_module(f"{_NAME}.transcribe")
