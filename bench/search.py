@@ -27,10 +27,9 @@ from fastwhisper.core import calibrate  # noqa: E402  imports MLX
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mlx_whisper.whisper import Whisper
-
     from fastwhisper.core.calibrate import Rounded
     from fastwhisper.values import Dimensions
+    from fastwhisper.whisper.network import Whisper
 
 
 def main() -> None:

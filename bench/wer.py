@@ -15,7 +15,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import jiwer
@@ -34,12 +34,11 @@ from fastwhisper.quantizing import quantize
 blas.prepare()
 
 import mlx.core as mx  # noqa: E402  after the BLAS
-from mlx import nn  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mlx_whisper.whisper import Whisper
+    from fastwhisper.whisper.network import Whisper
 
 ROOT: Final = platformdirs.user_cache_path("fastwhisper-bench") / "wer"
 QUANTS: Final = ("float16", "int8", "int4")
@@ -132,21 +131,16 @@ async def _transcripts(
 
 def _unpack(model: Whisper) -> None:
     """Put plain float32 weights in the place of packed ones: the same words, sooner, on a CPU."""
-    for _, module in model.named_modules():
-        for name, layer in module.children().items():
-            if isinstance(layer, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
-                weight = mx.dequantize(
-                    layer.weight, layer.scales, layer.biases, layer.group_size, layer.bits
-                )
-                mx.eval(weight)
-                setattr(module, name, _plain(layer, weight))
-
-
-def _plain(layer: nn.QuantizedLinear | nn.QuantizedEmbedding, weight: mx.array) -> nn.Module:
-    is_embedding = isinstance(layer, nn.QuantizedEmbedding)
-    plain = nn.Embedding(1, 1) if is_embedding else nn.Linear(1, 1, bias="bias" in layer)
-    plain.update({name: layer[name] for name in ("bias",) if name in layer} | {"weight": weight})
-    return plain
+    layers: list[Any] = [layer for _, layer in model.named_modules()]
+    for layer in layers:
+        packing = getattr(layer, "packing", None)
+        if packing is not None:
+            layer.weight = mx.dequantize(
+                layer.weight, layer.scales, layer.biases, packing.group_size, packing.bits
+            )
+            layer.packing = None
+            del layer["scales"], layer["biases"]
+            mx.eval(layer.weight)
 
 
 class _Known:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 import traceback
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Final
 
 from fastwhisper import engine, hub, stages
 from fastwhisper.backend import import_mlx
@@ -15,6 +17,8 @@ from fastwhisper.errors import BackendMissingError
 from fastwhisper.values import LoadOptions, Quantization
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     import mlx.core as mx
     from mlx_whisper.whisper import Whisper
 
@@ -43,6 +47,9 @@ def load_model(path_or_hf_repo: str | os.PathLike[str], dtype: mx.Dtype | None =
         InvalidModelFormatError: A file of it is broken.
         BackendMissingError: mlx-whisper is not installed, or MLX has no backend here.
     """
+    # Looked for before anything is downloaded; the import itself takes seconds.
+    if importlib.util.find_spec("mlx_whisper") is None:
+        raise BackendMissingError(f"mlx_whisper is not installed: {_ADVICE}")
     model = path_or_hf_repo if isinstance(path_or_hf_repo, str) else os.fspath(path_or_hf_repo)
 
     def locate() -> Checkpoint:
@@ -55,10 +62,12 @@ def load_model(path_or_hf_repo: str | os.PathLike[str], dtype: mx.Dtype | None =
         for share in checkpoint.split(engine.READERS)
     ]
     confirm = engine.submit(partial(stages.confirm, checkpoint), Lane.FILES)
+    network = engine.submit(_import_network, Lane.FILES)
     params: Params = {}
     built: list[Whisper] = []
     try:
-        built.append(engine.run_blocking(partial(_build, checkpoint, dtype), Lane.COMPUTE))
+        build = partial(_build, engine.wait_for(network), checkpoint, dtype)
+        built.append(engine.run_blocking(build, Lane.COMPUTE))
         engine.wait_for(confirm)
         for job in jobs:
             share: Params = engine.wait_for(job)
@@ -67,6 +76,7 @@ def load_model(path_or_hf_repo: str | os.PathLike[str], dtype: mx.Dtype | None =
         engine.run_blocking(partial(stages.apply, checkpoint, built[0], params), Lane.COMPUTE)
     except BaseException as error:
         engine.stop(confirm)
+        engine.stop(network)
         for job in jobs:
             engine.stop(job)
         params.clear()
@@ -78,29 +88,31 @@ def load_model(path_or_hf_repo: str | os.PathLike[str], dtype: mx.Dtype | None =
     return built[0]
 
 
-def _build(checkpoint: Checkpoint, dtype: mx.Dtype | None) -> Whisper:
+def _import_network() -> ModuleType:
+    """Import mlx_whisper's network, and with it all of mlx_whisper, as its author wrote it."""
+    import_mlx()
+    try:
+        return importlib.import_module("mlx_whisper.whisper")
+    except ImportError as error:
+        raise BackendMissingError(f"mlx_whisper can't be imported ({error}): {_ADVICE}") from error
+
+
+def _build(network: ModuleType, checkpoint: Checkpoint, dtype: mx.Dtype | None) -> Whisper:
     """Build mlx_whisper's network for a checkpoint, its weights still placeholders.
 
     Source:
         `load_model` of mlx_whisper 0.4.3.
     """
-    mx: Any = import_mlx()
+    mx = import_mlx()
     from mlx import nn  # noqa: PLC0415  the engine imports MLX first
-
-    try:
-        from mlx_whisper.whisper import ModelDimensions, Whisper  # noqa: PLC0415  an extra
-    except ImportError as error:
-        raise BackendMissingError(
-            f"load_model() returns mlx_whisper's own model, which can't be imported ({error}): "
-            "pip install 'fastwhisper[mlx-whisper]'; open() and load() need no such package"
-        ) from error
 
     precision = checkpoint.precision
 
     def packing(name: str, _: nn.Module) -> dict[str, object] | bool:
         return asdict(precision[name]) if name in precision else False
 
-    module = Whisper(ModelDimensions(**asdict(checkpoint.dimensions)), dtype or mx.float32)
+    dimensions = network.ModelDimensions(**asdict(checkpoint.dimensions))
+    module = network.Whisper(dimensions, dtype or mx.float32)
     if precision:
         nn.quantize(module, class_predicate=packing)
     if checkpoint.alignment_heads:
@@ -109,3 +121,9 @@ def _build(checkpoint: Checkpoint, dtype: mx.Dtype | None) -> Whisper:
     # Each placeholder has split this thread's random key; evaluated, no chain of splits is left.
     mx.eval(mx.random.state, module.alignment_heads)
     return module
+
+
+_ADVICE: Final = (
+    "load_model() returns its model, so pip install 'fastwhisper[mlx-whisper]'; "
+    "open() and load() do without"
+)

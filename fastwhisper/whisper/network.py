@@ -30,7 +30,7 @@ __all__ = ["KeyValues", "Whisper"]
 
 
 @dataclass(frozen=True, slots=True)
-class _Packing:
+class Packing:
     """How a weight is packed into words of 32 bits.
 
     Attributes:
@@ -64,7 +64,7 @@ class _Matrix(nn.Module):
     scales: mx.array
     biases: mx.array
 
-    def __init__(self, rows: int, columns: int, packing: _Packing | None) -> None:
+    def __init__(self, rows: int, columns: int, packing: Packing | None) -> None:
         super().__init__()
         self.packing = packing
         if packing is None:
@@ -98,7 +98,7 @@ class Linear(_Matrix):
     """A linear layer with a plain or a packed weight."""
 
     def __init__(
-        self, inputs: int, outputs: int, packing: _Packing | None, *, bias: bool = True
+        self, inputs: int, outputs: int, packing: Packing | None, *, bias: bool = True
     ) -> None:
         super().__init__(outputs, inputs, packing)
         if bias:
@@ -141,7 +141,7 @@ class Conv1d(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention."""
 
-    def __init__(self, state: int, heads: int, name: str, packings: Mapping[str, _Packing]) -> None:
+    def __init__(self, state: int, heads: int, name: str, packings: Mapping[str, Packing]) -> None:
         super().__init__()
         self.heads = heads
         for part in ("query", "key", "value", "out"):
@@ -194,7 +194,7 @@ class Block(nn.Module):
         state: int,
         heads: int,
         name: str,
-        packings: Mapping[str, _Packing],
+        packings: Mapping[str, Packing],
         *,
         is_decoder: bool,
     ) -> None:
@@ -250,7 +250,7 @@ class Block(nn.Module):
 class AudioEncoder(nn.Module):
     """Log-mel audio to features."""
 
-    def __init__(self, dims: Dimensions, packings: Mapping[str, _Packing], dtype: mx.Dtype) -> None:
+    def __init__(self, dims: Dimensions, packings: Mapping[str, Packing], dtype: mx.Dtype) -> None:
         super().__init__()
         state = dims.n_audio_state
         self.conv1 = Conv1d(dims.n_mels, state)
@@ -287,7 +287,7 @@ class AudioEncoder(nn.Module):
 class TextDecoder(nn.Module):
     """Tokens and audio features to logits."""
 
-    def __init__(self, dims: Dimensions, packings: Mapping[str, _Packing], dtype: mx.Dtype) -> None:
+    def __init__(self, dims: Dimensions, packings: Mapping[str, Packing], dtype: mx.Dtype) -> None:
         super().__init__()
         state = dims.n_text_state
         self.token_embedding = Embedding(
@@ -369,7 +369,7 @@ class Whisper(nn.Module):
         """
         super().__init__()
         packings = {
-            name: _Packing(packed.bits, packed.group_size, unpack_rows)
+            name: Packing(packed.bits, packed.group_size, unpack_rows)
             for name, packed in (precision or {}).items()
         }
         self.dims = dims
@@ -417,5 +417,5 @@ def compute_sinusoids(length: int, channels: int) -> mx.array:
     return mx.concatenate([mx.sin(angles), mx.cos(angles)], axis=1)
 
 
-def _unpack(weight: mx.array, scales: mx.array, biases: mx.array, packing: _Packing) -> mx.array:
+def _unpack(weight: mx.array, scales: mx.array, biases: mx.array, packing: Packing) -> mx.array:
     return mx.dequantize(weight, scales, biases, group_size=packing.group_size, bits=packing.bits)

@@ -18,7 +18,7 @@ from tests.tiny_models import write_model
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mlx_whisper.whisper import Whisper
+    from fastwhisper.whisper.network import Whisper
 
 SMALL = Dimensions(
     n_mels=80,
@@ -45,7 +45,12 @@ def directory(tmp_path: Path) -> Path:
 
 def load(directory: Path) -> Whisper:
     """Load a network of our own: calibration changes it."""
-    return fastwhisper.load_model(directory)
+    checkpoint = fastwhisper.inspect_checkpoint(directory)
+    module = fastwhisper.build_module(checkpoint)
+    fastwhisper.apply_params(
+        module, {k: v for group in fastwhisper.read_shards(checkpoint) for k, v in group.items()}
+    )
+    return module
 
 
 def windows(network: Whisper, count: int, *, seed: int = 0) -> list[Heard]:

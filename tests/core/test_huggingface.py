@@ -18,9 +18,9 @@ from fastwhisper.core import shards
 from fastwhisper.core.checkpoint import confirm_checkpoint, inspect_checkpoint
 from fastwhisper.core.huggingface import KEYS, parse_huggingface_dimensions
 from fastwhisper.core.network import LIMITS
-from fastwhisper.core.params import apply_params, build_module
 from fastwhisper.core.shards import read_shards
 from fastwhisper.errors import InvalidModelFormatError
+from fastwhisper.whisper.params import apply_params, build_module
 from tests.tiny_models import (
     SMALLEST,
     huggingface_arrays,

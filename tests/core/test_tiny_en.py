@@ -12,19 +12,19 @@ import pytest
 from mlx import nn
 from mlx.utils import tree_flatten
 
+import fastwhisper
 from fastwhisper.core.checkpoint import inspect_checkpoint
-from fastwhisper.core.params import apply_params, build_module
 from fastwhisper.core.shards import read_shards
 from fastwhisper.values import Dimensions
+from fastwhisper.whisper.params import apply_params, build_module
 from tests.tiny_models import huggingface_config, write_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from mlx_whisper.whisper import Whisper
-
     from fastwhisper.values import DtypeName
+    from fastwhisper.whisper.network import Whisper
 
 
 def load(directory: Path, dtype: DtypeName) -> Whisper:
@@ -51,7 +51,7 @@ def mlx_dirs(tiny_en_ct2: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     dimensions = asdict(inspect_checkpoint(tiny_en_ct2).dimensions)
     for bits in (None, 8, 4):
         for embedding in (False, True) if bits else (False,):
-            module = load(tiny_en_ct2, "float16")
+            module = fastwhisper.load_model(tiny_en_ct2)
             config: dict[str, object] = {"model_type": "whisper", **dimensions}
             if bits:
                 kinds = (nn.Linear, nn.Embedding) if embedding else (nn.Linear,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import resource
@@ -62,13 +63,9 @@ def main() -> None:
     os.dup2(2, 1)
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    load_model: Callable[[str], Any]
-    if sys.argv[1] == "fastwhisper":
-        import fastwhisper  # noqa: PLC0415 - the other loader must not import it
-
-        load_model = fastwhisper.load_model
-    else:
-        from mlx_whisper.load_models import load_model  # noqa: PLC0415 - the same
+    # Each loader is imported without the other.
+    package = "fastwhisper" if sys.argv[1] == "fastwhisper" else "mlx_whisper.load_models"
+    load_model: Callable[[str], Any] = importlib.import_module(package).load_model
     for line in requests:
         request = json.loads(line)
         if request["stdin_closed"]:

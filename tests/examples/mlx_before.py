@@ -14,4 +14,5 @@ def first_words(directory: str, samples: mx.array) -> str:
     mel = log_mel_spectrogram(pad_or_trim(samples), n_mels=model.dims.n_mels)
     options = DecodingOptions(language="en", fp16=False, sample_len=8)
     (result,) = DecodingTask(model, options).run(mel[None])
-    return result.text
+    text: str = result.text
+    return text

@@ -10,7 +10,7 @@ import pytest
 from mlx_whisper.transcribe import ModelHolder, transcribe
 
 from fastwhisper.audio import load_audio, open_mel
-from fastwhisper.decoding import DecodeSettings
+from fastwhisper.whisper.options import DecodeSettings
 from fastwhisper.windows import summarize, transcribe_windows
 from tests.real.conftest import SENTENCE
 

@@ -43,7 +43,6 @@ STAGES = {
     "inspect": "fastwhisper.stages.inspect",
     "read": "fastwhisper.stages.read",
     "confirm": "fastwhisper.stages.confirm",
-    "import": "fastwhisper.upstream.import_network",
     "build": "fastwhisper.stages.build",
     "tokenizer": "fastwhisper.stages.prepare_text",
     "warm products": "fastwhisper.stages.warm_products",

@@ -24,8 +24,8 @@ from fastwhisper import commands, engine
 from fastwhisper.audio import load_audio
 from fastwhisper.cli import main
 from fastwhisper.errors import AudioError, ModelNotFoundError
-from fastwhisper.sampler import Sampler
 from fastwhisper.session import Session
+from fastwhisper.window_decoder import WindowDecoder
 from tests.shell.test_audio import wav_bytes
 from tests.shell.test_windows import noise, write_babbler
 from tests.tiny_models import SPEAKING
@@ -245,14 +245,14 @@ def test_files_that_cannot_be_written_are_an_error(
 def at_each_window(monkeypatch: pytest.MonkeyPatch, function: Callable[[int], object]) -> list[int]:
     """Call a function before each window is decoded, with how many there were."""
     windows: list[int] = []
-    real = Sampler.encode
+    real = WindowDecoder.encode
 
-    def encode(sampler: Sampler, start_frame: int, frames: int) -> Any:
+    def encode(decoder: WindowDecoder, start_frame: int, frames: int) -> Any:
         function(len(windows))
         windows.append(start_frame)
-        return real(sampler, start_frame, frames)
+        return real(decoder, start_frame, frames)
 
-    monkeypatch.setattr(Sampler, "encode", encode)
+    monkeypatch.setattr(WindowDecoder, "encode", encode)
     return windows
 
 

@@ -11,7 +11,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from fastwhisper import engine, upstream
+from fastwhisper import backend, engine
 from fastwhisper.engine import Lane
 from fastwhisper.errors import BackendMissingError, LoadingFailedError
 
@@ -191,7 +191,7 @@ def test_leaving_the_interpreter_stops_a_running_job() -> None:
     """A job in flight at exit ends at its next check, and the process exits 0."""
     done = run_python(
         "import threading\n"
-        "from fastwhisper import engine, upstream\n"
+        "from fastwhisper import engine\n"
         "begun = threading.Event()\n"
         "def job():\n"
         "    begun.set()\n"
@@ -202,121 +202,12 @@ def test_leaving_the_interpreter_stops_a_running_job() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_imports_mlx_whisper_without_its_heavy_parts() -> None:
-    """numba, scipy, torch, tqdm and the Hub's API stay out until they are used, then work."""
-    assert_passes(
-        "import sys\n"
-        "from fastwhisper import engine, upstream\n"
-        "engine.run_blocking(upstream.import_network, engine.Lane.COMPUTE)\n"
-        "heavy = {'numba', 'scipy', 'torch', 'tqdm', 'huggingface_hub'}\n"
-        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
-        "import mlx_whisper\n"
-        "assert mlx_whisper.load_models.load_model.__module__ == 'mlx_whisper.load_models'\n"
-        "assert mlx_whisper.load_models.Path\n"
-        "import mlx_whisper.timing as timing\n"
-        "assert mlx_whisper.timing is timing and timing.numba\n"
-        "assert mlx_whisper.transcribe.__module__ == 'mlx_whisper.transcribe'\n"
-        "assert sys.modules['mlx_whisper.transcribe'].ModelHolder.model is None\n"
-    )
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "from mlx_whisper.transcribe import transcribe",
-        "from mlx_whisper import transcribe",
-        "import mlx_whisper.transcribe; transcribe = mlx_whisper.transcribe",
-        "from mlx_whisper.transcribe import ModelHolder; from mlx_whisper import transcribe",
-        "import mlx_whisper; transcribe = getattr(mlx_whisper, 'transcribe')",
-    ],
-)
-def test_upstreams_function_is_found_under_every_import(line: str) -> None:
-    """`mlx_whisper.transcribe` is the function, however it is imported after us."""
-    assert_passes(
-        "from fastwhisper import upstream\n"
-        "upstream.import_network()\n"
-        f"{line}\n"
-        "import inspect\n"
-        "assert 'word_timestamps' in inspect.signature(transcribe).parameters\n"
-    )
-
-
-def test_the_network_works_without_the_decoder() -> None:
-    """What was put off is imported when it is used: NumPy, and the decoder of a network."""
-    assert_passes(
-        "import sys\n"
-        "from fastwhisper import upstream\n"
-        "upstream.import_network()\n"
-        "from mlx_whisper import whisper\n"
-        "assert not {'numpy', 'tiktoken', 'mlx_whisper.decoding'} & set(sys.modules)\n"
-        "model = whisper.Whisper(whisper.ModelDimensions(80, 4, 8, 2, 1, 51865, 8, 8, 2, 2))\n"
-        "import numpy\n"
-        "assert whisper.np.ndarray is numpy.ndarray\n"
-        "model.set_alignment_heads(numpy.array([[0, 1]]))\n"
-        "assert model.alignment_heads.tolist() == [[0, 1]]\n"
-        "import mlx.core as mx\n"
-        "_, (probabilities,) = model.detect_language(mx.zeros((1, 4, 8)))\n"
-        "assert len(probabilities) == 99\n"
-        "import mlx_whisper\n"
-        "assert mlx_whisper.decoding is sys.modules['mlx_whisper.decoding']\n"
-    )
-
-
-def test_no_other_import_misses_its_finder() -> None:
-    """Threads that import meanwhile walk over the list of finders: none may be taken from it."""
-    assert_passes(
-        "import sys\n"
-        "class Finders(list):\n"
-        "    def shrink(self, *_): raise AssertionError('a finder was taken away')\n"
-        "    remove = pop = clear = __delitem__ = shrink\n"
-        "sys.meta_path = Finders(sys.meta_path)\n"
-        "before = list(sys.meta_path)\n"
-        "from fastwhisper import upstream\n"
-        "upstream.import_tokens()\n"
-        "upstream.import_decoder()\n"
-        "import mlx_whisper.transcribe\n"
-        "assert sys.meta_path[-len(before):] == before\n"
-        "assert len(sys.meta_path) == len(before) + 1\n"
-    )
-
-
-def test_nothing_is_put_off_once_the_decoder_is_imported() -> None:
-    """The network's module is then as mlx_whisper's own import leaves it."""
-    assert_passes(
-        "import inspect, typing\n"
-        "from fastwhisper import upstream\n"
-        "upstream.import_decoder()\n"
-        "import mlx_whisper, numpy\n"
-        "from mlx_whisper import decoding, whisper\n"
-        "assert whisper.np is numpy\n"
-        "assert whisper.Whisper.decode is decoding.decode\n"
-        "assert whisper.Whisper.detect_language is decoding.detect_language\n"
-        "hints = typing.get_type_hints(whisper.Whisper.set_alignment_heads)\n"
-        "assert hints['dump'] == typing.Union[bytes, numpy.ndarray]\n"
-        "missing = {'audio', 'decoding', 'load_models', 'transcribe'} - set(vars(mlx_whisper))\n"
-        "assert all(hasattr(mlx_whisper, name) for name in missing)\n"
-        "import builtins\n"
-        "assert whisper.sinusoids.__builtins__['__import__'] is builtins.__import__\n"
-    )
-
-
-def test_leaves_an_imported_mlx_whisper_alone() -> None:
-    """A package the host imported first is not touched."""
-    assert_passes(
-        "import sys, mlx_whisper\n"
-        "before = dict(vars(mlx_whisper))\n"
-        "from fastwhisper import engine, upstream\n"
-        "engine.run_blocking(upstream.import_network, engine.Lane.COMPUTE)\n"
-        "assert dict(vars(mlx_whisper)) == before\n"
-    )
-
-
 def test_names_the_extra_when_mlx_has_no_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a backend the error says which extra to install."""
     monkeypatch.setitem(sys.modules, "mlx.core", None)
     monkeypatch.setattr(sys, "platform", "linux")
     with pytest.raises(BackendMissingError, match=r"fastwhisper\[cpu\]"):
-        upstream.import_mlx()
+        backend.import_mlx()
 
 
 def test_refuses_work_in_a_process_forked_from_a_used_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import threading
@@ -12,7 +13,6 @@ import anyio.lowlevel
 import mlx.core as mx
 import mlx_whisper.load_models
 import pytest
-from mlx import nn
 from mlx.utils import tree_flatten
 
 import fastwhisper
@@ -31,6 +31,7 @@ from fastwhisper import (
     stages,
 )
 from fastwhisper.core import checkpoint as checkpoint_module
+from fastwhisper.whisper.params import UNPACK_ROWS
 from tests.shell.gates import STAGES, Gate
 from tests.tiny_models import SMALLEST, SPEAKING
 
@@ -304,14 +305,11 @@ async def test_computes_in_float32_on_a_cpu(model: Path) -> None:
 
 
 async def test_quantized_layers_use_the_blas_of_a_cpu(tiny_model_dir: Callable[..., Path]) -> None:
-    """open() and load() do so on a CPU and only there; load_model() gives upstream's layers."""
-    model = tiny_model_dir(precision="int8", dimensions=SPEAKING)
-    result = await fastwhisper.load(model)
+    """open() and load() unpack weights for long inputs on a CPU, and only there."""
+    result = await fastwhisper.load(tiny_model_dir(precision="int8", dimensions=SPEAKING))
     on_gpu = mx.default_device().type == mx.gpu
-    layer = result.model.encoder.blocks[0].mlp1
-    assert (type(layer) is nn.QuantizedLinear) == on_gpu
-    theirs = await anyio.to_thread.run_sync(fastwhisper.load_model, model)
-    assert type(theirs.encoder.blocks[0].mlp1) is nn.QuantizedLinear
+    packing: Any = result.model.encoder.blocks[0].mlp1.packing
+    assert packing.unpack_rows == (None if on_gpu else UNPACK_ROWS)
 
 
 async def test_a_vocabulary_the_tokenizer_does_not_fit_is_refused(
@@ -379,3 +377,30 @@ def test_load_model_raises_the_typed_error(tmp_path: Path) -> None:
         fastwhisper.load_model(tmp_path)
     with pytest.raises(ModelNotFoundError, match="tiny"):
         fastwhisper.load_model("no-such-model")
+
+
+def test_load_model_without_mlx_whisper_names_the_extra(tmp_path: Path) -> None:
+    """The extra is named before the model is looked for."""
+    program = (
+        "import importlib.util, sys\n"
+        "find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, package=None: (\n"
+        "    None if name == 'mlx_whisper' else find(name, package))\n"
+        "import fastwhisper\n"
+        "try: fastwhisper.load_model(sys.argv[1])\n"
+        "except fastwhisper.BackendMissingError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=True
+    )
+    assert "fastwhisper[mlx-whisper]" in done.stdout
+
+
+def test_load_model_leaves_no_chain_of_random_keys(model: Path) -> None:
+    """Placeholders of mlx_whisper's network draw random numbers that nobody evaluates."""
+    seen: list[int] = []
+    for _ in range(3):
+        fastwhisper.load_model(model)
+        gc.collect()
+        seen.append(mx.get_active_memory())
+    assert seen[1] == seen[2]

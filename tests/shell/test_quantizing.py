@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from mlx_whisper.whisper import Whisper
+    from fastwhisper.whisper.network import Whisper
 
 pytestmark = pytest.mark.anyio
 

@@ -20,7 +20,7 @@ from fastwhisper.readiness import Readiness
 from fastwhisper.values import Closed, Failed, Loading, LoadStats, Ready
 
 if TYPE_CHECKING:
-    from mlx_whisper.whisper import Whisper
+    from fastwhisper.whisper.network import Whisper
 
 pytestmark = pytest.mark.anyio
 

@@ -20,7 +20,7 @@ import pytest
 
 import fastwhisper
 from fastwhisper import SessionClosedError, engine, tasks
-from fastwhisper.sampler import Sampler
+from fastwhisper.window_decoder import WindowDecoder
 from tests.shell.test_audio import wav_bytes
 from tests.shell.test_windows import noise, write_babbler
 from tests.tiny_models import SPEAKING
@@ -61,12 +61,12 @@ class Turnstile:
         self.open = threading.Event()
         self._numbers = itertools.count()
         self._streams: dict[int, int] = {}
-        self._keep: list[Sampler] = []
-        real = Sampler.encode
+        self._keep: list[WindowDecoder] = []
+        real = WindowDecoder.encode
 
-        def encode(sampler: Sampler, start_frame: int, frames: int) -> Any:
-            self._keep.append(sampler)  # an id may not be used again
-            stream = self._streams.setdefault(id(sampler), len(self._streams))
+        def encode(decoder: WindowDecoder, start_frame: int, frames: int) -> Any:
+            self._keep.append(decoder)  # an id may not be used again
+            stream = self._streams.setdefault(id(decoder), len(self._streams))
             self.entered.append((stream, start_frame))
             self.threads.add(threading.current_thread().name)
             if next(self._numbers) == self.hold_at:
@@ -77,9 +77,9 @@ class Turnstile:
                 features = mx.zeros((1500, SPEAKING.n_audio_state))
                 mx.eval(features)
                 return features
-            return real(sampler, start_frame, frames)
+            return real(decoder, start_frame, frames)
 
-        monkeypatch.setattr(Sampler, "encode", encode)
+        monkeypatch.setattr(WindowDecoder, "encode", encode)
 
     async def wait_until_reached(self) -> None:
         """Wait until the window to hold stands."""

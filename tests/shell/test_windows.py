@@ -366,7 +366,9 @@ def test_float16_equals_upstreams(tmp_path: Path) -> None:
     directory = write_babbler(tmp_path / "model", multilingual=False, dtype="float16")
     samples = noise(5)
     options: dict[str, Any] = {"sample_len": 10, "temperature": 0.0}
-    expected = import_reference().transcribe(samples, path_or_hf_repo=str(directory), fp16=True, **options)
+    expected = import_reference().transcribe(
+        samples, path_or_hf_repo=str(directory), fp16=True, **options
+    )
     model = load_ours(directory, "float16")
     windows = list(windows_of(model, open_mel(samples, n_mels=80), fp16=True, **options))
     assert as_upstream(summarize(windows, duration_s=5)) == expected

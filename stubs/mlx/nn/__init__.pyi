@@ -8,6 +8,25 @@ class Module(dict[str, Any]):
     def __getattr__(self, key: str) -> Any: ...
     def update(self, parameters: dict[str, Any], strict: bool = True) -> Module: ...  # type: ignore[override]
     def parameters(self) -> dict[str, Any]: ...
+    def named_modules(self) -> list[tuple[str, Module]]: ...
+
+class Linear(Module):
+    def __init__(self, input_dims: int, output_dims: int, bias: bool = True) -> None: ...
+
+class Embedding(Module):
+    def __init__(self, num_embeddings: int, dims: int) -> None: ...
+
+class QuantizedLinear(Module):
+    def __init__(
+        self,
+        input_dims: int,
+        output_dims: int,
+        bias: bool = True,
+        group_size: int | None = None,
+        bits: int | None = None,
+        mode: str = "affine",
+    ) -> None: ...
+    def __call__(self, x: mx.array) -> mx.array: ...
 
 class LayerNorm(Module):
     def __init__(

@@ -14,8 +14,8 @@ from mlx_whisper import tokenizer as upstream_tokenizer
 from mlx_whisper.decoding import DecodingOptions
 from mlx_whisper.transcribe import transcribe
 
-from fastwhisper.decoding import DecodeSettings, TranscribeOptions
-from fastwhisper.languages import LANGUAGES, language_code
+from fastwhisper.whisper.languages import LANGUAGES, language_code
+from fastwhisper.whisper.options import DecodeSettings, TranscribeOptions
 
 
 def test_defaults_are_upstreams() -> None:
@@ -148,7 +148,7 @@ def test_settings_can_not_be_changed() -> None:
 def test_importing_it_imports_no_mlx() -> None:
     """Options are checked before anything heavy is imported."""
     program = (
-        "import sys, fastwhisper.decoding, fastwhisper.writers\n"
+        "import sys, fastwhisper.whisper.options, fastwhisper.writers\n"
         "print([m for m in ('mlx', 'numpy', 'mlx_whisper') if m in sys.modules])"
     )
     output = subprocess.run(

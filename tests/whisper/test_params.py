@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
+import mlx_whisper.whisper
 import pytest
 from mlx import nn
 from mlx.utils import tree_flatten
-from mlx_whisper.whisper import ModelDimensions, Whisper
 
 from fastwhisper.core.checkpoint import inspect_checkpoint
-from fastwhisper.core.params import DENSE_ROWS, apply_params, build_module, multiply_densely
 from fastwhisper.core.shards import read_shards
 from fastwhisper.errors import InvalidModelFormatError
 from fastwhisper.values import ModulePrecision
+from fastwhisper.whisper.network import Linear, Packing
+from fastwhisper.whisper.params import UNPACK_ROWS, apply_params, build_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from fastwhisper.core.checkpoint import Checkpoint
     from fastwhisper.values import DtypeName
+    from fastwhisper.whisper.network import Whisper
 
 
 def flat(module: nn.Module) -> dict[str, mx.array]:
@@ -119,12 +121,11 @@ def test_bits_are_per_module(tiny_model_dir: Callable[..., Path]) -> None:
         "encoder.blocks.7.mlp1": ModulePrecision(4, 64),
     }
     module = build_module(replace(checkpoint, precision=mixed))
-    embedding, mlp = module.decoder.token_embedding, module.encoder.blocks[0].mlp1
-    assert isinstance(embedding, nn.QuantizedEmbedding)
-    assert (embedding.bits, embedding.group_size) == (8, 32)
-    assert isinstance(mlp, nn.QuantizedLinear)
-    assert (mlp.bits, mlp.group_size) == (4, 64)
-    assert isinstance(module.encoder.blocks[0].mlp2, nn.Linear)
+    embedding: Any = module.decoder.token_embedding
+    mlp: Any = module.encoder.blocks[0].mlp1
+    assert (embedding.packing.bits, embedding.packing.group_size) == (8, 32)
+    assert (mlp.packing.bits, mlp.packing.group_size) == (4, 64)
+    assert module.encoder.blocks[0].mlp2.packing is None
 
 
 def test_alignment_heads_of_the_checkpoint(tiny_model_dir: Callable[..., Path]) -> None:
@@ -137,13 +138,12 @@ def test_alignment_heads_of_the_checkpoint(tiny_model_dir: Callable[..., Path]) 
 def test_alignment_heads_by_default(tiny_model_dir: Callable[..., Path]) -> None:
     """Without them it is upstream's default."""
     checkpoint = inspect_checkpoint(tiny_model_dir())
-    default = Whisper(ModelDimensions(**_dims(checkpoint))).alignment_heads
-    assert mx.array_equal(build_module(checkpoint).alignment_heads, default).item()
-
-
-def _dims(checkpoint: Checkpoint) -> dict[str, int]:
-    names = checkpoint.dimensions.__dataclass_fields__
-    return {name: getattr(checkpoint.dimensions, name) for name in names}
+    upstream = mlx_whisper.whisper.Whisper(
+        mlx_whisper.whisper.ModelDimensions(**asdict(checkpoint.dimensions))
+    )
+    found = build_module(checkpoint).alignment_heads
+    assert found.dtype == upstream.alignment_heads.dtype
+    assert mx.array_equal(found, upstream.alignment_heads).item()
 
 
 def test_part_by_part(tiny_model_dir: Callable[..., Path]) -> None:
@@ -236,41 +236,18 @@ def test_other_floats_are_taken_as_they_are(loaded: tuple[Whisper, dict[str, mx.
     assert all(found[name] is array for name, array in given.items())
 
 
-class Pair(nn.Module):
-    """A network of two layers."""
-
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = list(layers)
-
-
-@pytest.mark.parametrize("rows", [1, DENSE_ROWS - 1, DENSE_ROWS, 3 * DENSE_ROWS])
+@pytest.mark.parametrize("rows", [1, UNPACK_ROWS - 1, UNPACK_ROWS, 3 * UNPACK_ROWS])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("bits", [4, 5, 8])
-def test_dense_products_equal_packed_ones(bits: int, rows: int, *, bias: bool) -> None:
+def test_unpacked_products_equal_packed_ones(bits: int, rows: int, *, bias: bool) -> None:
     """However long the input is, a layer gives what MLX's own gives, to the order of a sum."""
-    linear = nn.QuantizedLinear(128, 96, bias=bias, group_size=64, bits=bits)
-    embedding = nn.QuantizedEmbedding(96, 128, group_size=64, bits=bits)
+    theirs = nn.QuantizedLinear(128, 96, bias=bias, group_size=64, bits=bits)
+    ours = Linear(128, 96, Packing(bits, 64, UNPACK_ROWS), bias=bias)
     if bias:
-        linear.update({"bias": mx.random.normal((96,))})
+        theirs.update({"bias": mx.random.normal((96,))})
+    ours.update(theirs.parameters())
     x = mx.random.normal((1, rows, 128))
-    packed = (linear(x), embedding.as_linear(x))
-    mx.eval(packed)
-    multiply_densely(Pair(linear, embedding))
-    assert type(linear) is not nn.QuantizedLinear
-    for ours, theirs in zip((linear(x), embedding.as_linear(x)), packed, strict=True):
-        assert ours.shape == theirs.shape
-        assert mx.allclose(ours, theirs, rtol=1e-4, atol=1e-4).item()
-
-
-def test_dense_products_change_no_array(tiny_model_dir: Callable[..., Path]) -> None:
-    """Names, arrays and the layers' kind stay what they were."""
-    checkpoint = inspect_checkpoint(tiny_model_dir(precision="int8"))
-    module = build_module(checkpoint)
-    apply_params(module, read(checkpoint))
-    before = flat(module)
-    multiply_densely(module)
-    assert {name: id(array) for name, array in flat(module).items()} == {
-        name: id(array) for name, array in before.items()
-    }
-    assert isinstance(module.decoder.token_embedding, nn.QuantizedEmbedding)
+    assert ours(x).shape == theirs(x).shape
+    assert mx.allclose(ours(x), theirs(x), rtol=1e-4, atol=1e-4).item()
+    is_packed = rows < UNPACK_ROWS
+    assert not is_packed or mx.array_equal(ours(x), theirs(x)).item()
