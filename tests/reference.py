@@ -36,6 +36,28 @@ class Correction(NamedTuple):
 
 
 CORRECTIONS = {
+    "times compared with positions": Correction(
+        "decoding.py",
+        """            timestamps = [
+                i for i, v in enumerate(seq) if v > self.tokenizer.timestamp_begin
+            ]
+""",
+        """            timestamps = [v for v in seq if v >= self.tokenizer.timestamp_begin]
+""",
+    ),
+    "times that end a segment": Correction(
+        "decoding.py",
+        "                if not last_timestamp or penultimate_was_timestamp:\n",
+        "                if not (last_was_timestamp and not penultimate_was_timestamp):\n",
+    ),
+    "probabilities of forbidden tokens": Correction(
+        "decoding.py",
+        """        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        timestamp_logprob""",
+        """        logits = logits + mask
+        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        timestamp_logprob""",
+    ),
     "attention that is the same everywhere": Correction(
         "timing.py",
         "weights = (weights - mean) / std",

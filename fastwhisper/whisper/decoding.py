@@ -222,6 +222,8 @@ class _Rules:
         self._ids = mx.arange(n_vocab)
         self._has_times = not settings.without_timestamps
         never = _suppressed(tokenizer, settings)
+        if self._has_times:
+            never.append(tokenizer.no_timestamps)
         at_start = [*tokenizer.encode(" "), tokenizer.eot] if settings.suppress_blank else []
         self._never = _mask(n_vocab, never)
         self._never_at_start = _mask(n_vocab, [*never, *at_start])
@@ -247,12 +249,14 @@ class _Rules:
         first_text, first_time, last_time = (bounds[:, n : n + 1] for n in range(3))
         is_text = ids < begin
         banned = mx.where(is_text, ids < first_text, (ids < first_time) | (ids > last_time))
-        banned = banned | (ids == self._tokenizer.no_timestamps)
-        # Where a time is likelier than any one token of text, it must be a time.
-        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        time = mx.logsumexp(logprobs[:, begin:], axis=-1, keepdims=True)
-        text = logprobs[:, :begin].max(axis=-1, keepdims=True)
-        return mx.where(banned | (is_text & (time > text)), -mx.inf, logits)
+        logits = mx.where(banned, -mx.inf, logits)
+        # Where the times together are likelier than any one token of text, it must be a time.
+        time = mx.logsumexp(logits[:, begin:], axis=-1, keepdims=True)
+        text = logits[:, :begin].max(axis=-1, keepdims=True)
+        logits = mx.where(is_text & (time > text), -mx.inf, logits)
+        # Where the caller has suppressed all that is left, the text ends.
+        nothing = logits.max(axis=-1, keepdims=True) == -mx.inf
+        return mx.where(nothing & (ids == self._tokenizer.eot), 0.0, logits)
 
     def _bounds(self, sequence: Sequence[int]) -> tuple[int, int, int]:
         """Return the first text, the first time and the last time that may come next."""
@@ -260,10 +264,13 @@ class _Rules:
         if not sequence:
             return begin, begin, self._latest_start
         if sequence[-1] < begin:
-            return 0, begin, end
+            # A segment ends after it begins.
+            latest = next((token for token in reversed(sequence) if token >= begin), begin - 1)
+            return 0, latest + 1, end
         # Times come in pairs, but for the first one and one before the end.
-        is_pair = len(sequence) == 1 or sequence[-2] >= begin
-        return (0, end, end) if is_pair else (self._tokenizer.eot, begin, end)
+        if len(sequence) == 1 or sequence[-2] >= begin:
+            return 0, end, end
+        return self._tokenizer.eot, sequence[-1], end
 
 
 def _suppressed(tokenizer: Tokenizer, settings: DecodeSettings) -> list[int]:

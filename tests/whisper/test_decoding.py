@@ -1,0 +1,118 @@
+"""Decoding one window: the rules that tokens follow, the ladder of temperatures, random keys."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from fastwhisper.whisper import decoding
+from fastwhisper.whisper.options import DecodeSettings
+from fastwhisper.whisper.tokenizer import read_tokenizer
+from tests.reference import import_reference
+from tests.tiny_models import SPEAKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MODEL: Any = SimpleNamespace(dims=SPEAKING)
+TOKENIZER = read_tokenizer(SPEAKING.n_vocab, language="en", task="transcribe")
+BEGIN = TOKENIZER.timestamp_begin
+EOT = TOKENIZER.eot
+WORD = 400
+
+
+def allowed(sequence: Sequence[int], logits: np.ndarray | None = None, **options: Any) -> set[int]:
+    """Return the tokens that may follow a sequence. Logits are of shape (n_vocab,)."""
+    if logits is None:
+        logits = np.zeros(SPEAKING.n_vocab, np.float32)
+        logits[EOT] = 50  # so that no time is demanded because all of them together are likely
+    settings = DecodeSettings.from_options(**options)
+    rules = decoding._Rules(TOKENIZER, settings, MODEL)
+    found = np.array(rules.apply(mx.array(logits)[None], [sequence]))[0]
+    return set(np.flatnonzero(np.isfinite(found)).tolist())
+
+
+def test_a_window_begins_with_a_time() -> None:
+    """And with one of the first second, unless told otherwise."""
+    assert allowed([]) == set(range(BEGIN, BEGIN + 51))
+    assert allowed([], max_initial_timestamp=None) == set(range(BEGIN, SPEAKING.n_vocab))
+    assert allowed([], max_initial_timestamp=0.1) == set(range(BEGIN, BEGIN + 6))
+
+
+def test_times_never_go_back() -> None:
+    """After 8.00 s only later times may end the segment."""
+    found = allowed([BEGIN, WORD, BEGIN + 400, BEGIN + 400, WORD])
+    assert {token for token in found if token >= BEGIN} == set(range(BEGIN + 401, SPEAKING.n_vocab))
+
+
+def test_a_segment_is_never_empty() -> None:
+    """The time that ends it is later than the one it begins with."""
+    assert BEGIN + 7 not in allowed([BEGIN + 7, WORD])
+    assert BEGIN + 8 in allowed([BEGIN + 7, WORD])
+
+
+def test_the_next_segment_may_begin_where_the_last_ended() -> None:
+    """After the time that ends a segment comes one that is no earlier, or the end."""
+    found = allowed([BEGIN, WORD, BEGIN + 400])
+    assert EOT in found
+    assert not {token for token in found if token < EOT}
+    assert {token for token in found if token >= BEGIN} == set(range(BEGIN + 400, SPEAKING.n_vocab))
+
+
+def test_text_follows_two_times() -> None:
+    """And the end may, but no third time."""
+    found = allowed([BEGIN, WORD, BEGIN + 400, BEGIN + 400])
+    assert WORD in found
+    assert EOT in found
+    assert not {token for token in found if token >= BEGIN}
+
+
+def test_only_text_after_the_last_time() -> None:
+    """At 30.00 s there is no later time: the segment ends with the text."""
+    found = allowed([BEGIN, WORD, BEGIN + 1500, BEGIN + 1500, WORD])
+    assert EOT in found
+    assert not {token for token in found if token >= BEGIN}
+
+
+def test_a_time_is_demanded_where_times_are_likelier_than_text() -> None:
+    """Of those that are allowed: forbidden ones do not count."""
+    logits = np.zeros(SPEAKING.n_vocab, np.float32)
+    logits[WORD] = 2.0  # less than the logarithm of 1,500 times of logit 0
+    assert min(allowed([BEGIN, WORD], logits)) == BEGIN + 1
+    after = allowed([BEGIN, WORD, BEGIN + 1500, BEGIN + 1500, WORD], logits)
+    assert WORD in after
+
+
+@pytest.mark.parametrize("sequence", [[], [BEGIN], [BEGIN, WORD], [BEGIN, WORD, BEGIN + 9]])
+def test_something_is_always_allowed(sequence: list[int]) -> None:
+    """Where all else is suppressed the text ends, with a log-probability that is a number."""
+    everything = list(range(SPEAKING.n_vocab))
+    assert allowed(sequence, suppress_tokens=everything) == {EOT}
+
+
+def test_rules_are_openais() -> None:
+    """On any logits and sequence of times and words, what is allowed is what OpenAI allows."""
+    import_reference()
+    theirs = sys.modules["mlx_whisper_reference.decoding"]
+    tokenizer = sys.modules["mlx_whisper_reference.tokenizer"].get_tokenizer(multilingual=False)
+    rule = theirs.ApplyTimestampRules(tokenizer, 0, 50)
+    settings = DecodeSettings.from_options(suppress_tokens=None, suppress_blank=False)
+    ours = decoding._Rules(TOKENIZER, settings, MODEL)
+    random = np.random.default_rng(5)
+    for _ in range(150):
+        length = int(random.integers(0, 7))
+        sequence = [
+            int(random.integers(BEGIN, SPEAKING.n_vocab)) if random.random() < 0.5 else WORD
+            for _ in range(length)
+        ]
+        logits = mx.array(random.normal(0, 3, (1, SPEAKING.n_vocab)).astype(np.float32))
+        found = ours.apply(logits, [sequence])
+        expected = rule.apply(logits, mx.array([sequence], mx.int32).reshape(1, length))
+        if bool(mx.all(expected == -mx.inf)):
+            continue  # a sequence that the rules do not lead to
+        assert mx.array_equal(found, expected).item(), sequence
