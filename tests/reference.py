@@ -36,6 +36,17 @@ class Correction(NamedTuple):
 
 
 CORRECTIONS = {
+    "a loop taken for silence": Correction(
+        "transcribe.py",
+        """                and decode_result.no_speech_prob > no_speech_threshold
+            ):
+                needs_fallback = False""",
+        """                and decode_result.no_speech_prob > no_speech_threshold
+                and logprob_threshold is not None
+                and decode_result.avg_logprob < logprob_threshold
+            ):
+                needs_fallback = False""",
+    ),
     "times compared with positions": Correction(
         "decoding.py",
         """            timestamps = [

@@ -186,11 +186,6 @@ def _first_tokens(
 
 def _needs_fallback(decoded: DecodedWindow, settings: DecodeSettings) -> bool:
     """Return whether to decode again at the next temperature."""
-    if (
-        settings.no_speech_threshold is not None
-        and decoded.no_speech_prob > settings.no_speech_threshold
-    ):
-        return False  # silence
     is_repetitive = (
         settings.compression_ratio_threshold is not None
         and decoded.compression_ratio > settings.compression_ratio_threshold
@@ -198,7 +193,13 @@ def _needs_fallback(decoded: DecodedWindow, settings: DecodeSettings) -> bool:
     is_uncertain = (
         settings.logprob_threshold is not None and decoded.avg_logprob < settings.logprob_threshold
     )
-    return is_repetitive or is_uncertain
+    # Silence makes the network uncertain; a loop may look like silence, but is certain.
+    is_silence = (
+        is_uncertain
+        and settings.no_speech_threshold is not None
+        and decoded.no_speech_prob > settings.no_speech_threshold
+    )
+    return (is_repetitive or is_uncertain) and not is_silence
 
 
 def _rank(sum_logprob: float, length: int, settings: DecodeSettings) -> float:

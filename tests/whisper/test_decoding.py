@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from fastwhisper.whisper import decoding
+from fastwhisper.whisper.decoding import DecodedWindow
 from fastwhisper.whisper.options import DecodeSettings
 from fastwhisper.whisper.tokenizer import read_tokenizer
 from tests.reference import import_reference
@@ -116,3 +118,29 @@ def test_rules_are_openais() -> None:
         if bool(mx.all(expected == -mx.inf)):
             continue  # a sequence that the rules do not lead to
         assert mx.array_equal(found, expected).item(), sequence
+
+
+LOOP = DecodedWindow([], -0.1, no_speech_prob=0.9, compression_ratio=38.4, temperature=0)
+
+
+@pytest.mark.parametrize(
+    ("decoded", "again"),
+    [
+        (LOOP, True),
+        (replace(LOOP, compression_ratio=1.0), False),
+        (replace(LOOP, compression_ratio=1.0, avg_logprob=-2.0), False),
+        (replace(LOOP, avg_logprob=-2.0), False),
+        (replace(LOOP, avg_logprob=-2.0, no_speech_prob=0.1), True),
+        (replace(LOOP, compression_ratio=1.0, avg_logprob=-2.0, no_speech_prob=0.1), True),
+    ],
+)
+def test_the_ladder_takes_no_loop_for_silence(decoded: DecodedWindow, *, again: bool) -> None:
+    """Silence ends it only where the network is uncertain too, as in OpenAI's."""
+    assert decoding._needs_fallback(decoded, DecodeSettings()) is again
+
+
+@pytest.mark.parametrize("option", ["no_speech_threshold", "logprob_threshold"])
+def test_without_a_threshold_nothing_is_silence(option: str) -> None:
+    """A loop is decoded again then too."""
+    settings = DecodeSettings.from_options(**dict[str, Any]({option: None}))
+    assert decoding._needs_fallback(replace(LOOP, avg_logprob=-2.0), settings)
