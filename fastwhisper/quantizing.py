@@ -170,7 +170,7 @@ def _hear(model: Whisper) -> Iterator[Heard]:
             mel = open_mel(window, n_mels=model.dims.n_mels, check=engine.check)
             decoder = WindowDecoder(model, mel, settings, fp16=False, check=engine.check)
             audio = decoder.encode(0, WINDOW_FRAMES)
-            result = decoder.decode(audio, [])
+            result = decoder.decode(audio, [], start_frame=0)
             tokens = result.tokens if result.compression_ratio <= _LOOPING else []
             tokens = [*decoder.tokenizer.sot_sequence, *tokens]
             yield Heard(mx.array(mel.mel[:WINDOW_FRAMES]), audio, tuple(tokens))

@@ -29,26 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["WindowDecoder"]
 
 
-class _Noise:
-    """The random keys of one transcription, as mlx_whisper draws them.
-
-    mlx_whisper compiles its sampler with the key of the moment as a constant: one key for each
-    temperature, in the order of first use.
-    """
-
-    def __init__(self, seed: int | None) -> None:
-        self._state = mx.random.key(secrets.randbits(32) if seed is None else seed)
-        self._keys: dict[float, mx.array] = {}
-
-    def key(self, temperature: float) -> mx.array:
-        """Return the key for a temperature. Shape (2,), uint32."""
-        if temperature not in self._keys:
-            self._state, key = mx.random.split(self._state)
-            mx.eval(self._state, key)
-            self._keys[temperature] = key
-        return self._keys[temperature]
-
-
 class WindowDecoder:
     """Encodes and decodes the windows of one audio. Used in one thread, one job at a time."""
 
@@ -71,7 +51,7 @@ class WindowDecoder:
         self._settings = settings
         self._dtype = mx.float16 if fp16 else mx.float32
         self._check = check
-        self._noise = _Noise(settings.seed)
+        self._seed = secrets.randbits(32) if settings.seed is None else settings.seed
         self._encoded: tuple[int, int, mx.array] | None = None
         self.language = settings.language or self._detect_language()
         self._check_language()
@@ -100,12 +80,16 @@ class WindowDecoder:
         self._encoded = (start_frame, frames, features)
         return features
 
-    def decode(self, features: mx.array, prompt: Sequence[int]) -> DecodedWindow:
+    def decode(
+        self, features: mx.array, prompt: Sequence[int], *, start_frame: int
+    ) -> DecodedWindow:
         """Decode a window at rising temperatures, until it passes the thresholds.
 
         Args:
             features: The encoded window. Shape (1500, state), float16 or float32.
             prompt: Tokens of the text before it.
+            start_frame: Where it begins. With the seed it decides what is sampled, so that a
+                window's text depends on no other window's, and is the same when decoded again.
         """
         return decode_window(
             self._model,
@@ -113,7 +97,7 @@ class WindowDecoder:
             self.tokenizer,
             self._settings,
             prompt=prompt,
-            key_at=self._noise.key,
+            key=mx.random.key(self._seed ^ start_frame << 32),
             check=self._check,
         )
 

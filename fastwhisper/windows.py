@@ -204,7 +204,7 @@ class _Loop:
         """
         span = self._span(clip_end_frame)
         features = self._decoder.encode(span.start_frame, span.frames)
-        result = self._decoder.decode(features, self._prompt)
+        result = self._decoder.decode(features, self._prompt, start_frame=span.start_frame)
         if self._settings.word_timestamps:
             self._check()
         if self._is_silence(result):

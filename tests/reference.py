@@ -36,6 +36,34 @@ class Correction(NamedTuple):
 
 
 CORRECTIONS = {
+    "one random key for all tokens: each token's": Correction(
+        "decoding.py",
+        """@mx.compile
+def categorical(logits, temp):
+    return mx.random.categorical(logits / temp)
+""",
+        """noise = None
+
+
+def categorical(logits, temp):
+    global noise
+    noise, key = mx.random.split(noise)
+    return mx.random.categorical(logits / temp, key=key)
+""",
+    ),
+    "one random key for all tokens: each window's and temperature's": Correction(
+        "transcribe.py",
+        """        for t in temperatures:
+""",
+        """        from . import decoding
+
+        keys = mx.random.split(mx.random.key(SEED ^ seek << 32), len(temperatures))
+        for t, decoding.noise in zip(temperatures, keys):
+""",
+    ),
+    "one random key for all tokens: the seed": Correction(
+        "transcribe.py", "class ModelHolder:", "SEED = 0\n\n\nclass ModelHolder:"
+    ),
     "a loop taken for silence": Correction(
         "transcribe.py",
         """                and decode_result.no_speech_prob > no_speech_threshold

@@ -54,7 +54,7 @@ def decode_window(
     settings: DecodeSettings,
     *,
     prompt: Sequence[int],
-    key_at: Callable[[float], mx.array],
+    key: mx.array,
     check: Callable[[], None],
 ) -> DecodedWindow:
     """Decode a window at rising temperatures, until the result passes the thresholds.
@@ -65,7 +65,8 @@ def decode_window(
         tokenizer: The network's, for the language and task.
         settings: How to decode.
         prompt: Tokens of the text before the window.
-        key_at: Returns the random key for a temperature above 0. Shape (2,), uint32.
+        key: The window's random key, for temperatures above 0: each temperature and each token
+            draws with a key that is split from it. Shape (2,), uint32.
         check: Called before each token; may raise to cancel.
 
     Returns:
@@ -74,11 +75,12 @@ def decode_window(
     Source:
         Radford et al. 2022, section 4.5.
     """
-    for temperature in settings.temperature:
-        key = key_at(temperature) if temperature > 0 else None
+    keys = mx.random.split(key, len(settings.temperature))
+    for temperature, noise in zip(settings.temperature, keys, strict=True):
         decoded = _decode_at(
-            model, features, tokenizer, settings, temperature, prompt=prompt, key=key, check=check
-        )
+            model, features, tokenizer, settings, temperature,
+            prompt=prompt, noise=noise, check=check,
+        )  # fmt: skip
         if not _needs_fallback(decoded, settings):
             break
     return decoded
@@ -113,7 +115,7 @@ def _decode_at(
     temperature: float,
     *,
     prompt: Sequence[int],
-    key: mx.array | None,
+    noise: mx.array,
     check: Callable[[], None],
 ) -> DecodedWindow:
     """Decode a window once; above temperature 0 choose the best of several samples."""
@@ -139,9 +141,10 @@ def _decode_at(
             at_start = mx.softmax(logits[0, len(before)])
             no_speech_prob = at_start[tokenizer.no_speech].item()  # type: ignore[assignment]
         logits = rules.apply(logits[:, -1], sampled)
-        if key is None:
+        if temperature == 0:
             chosen = mx.argmax(logits, axis=-1)
         else:
+            noise, key = mx.random.split(noise)
             chosen = mx.random.categorical(logits / temperature, key=key)
         logprobs = mx.take_along_axis(logits, chosen[:, None], axis=-1)[:, 0]
         logprobs = logprobs - mx.logsumexp(logits, axis=-1)

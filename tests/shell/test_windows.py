@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -314,44 +312,59 @@ def test_a_seed_leaves_mlx_alone(english: Whisper) -> None:
     assert mx.random.uniform().item() == expected
 
 
-_SEEDED_UPSTREAM = """
-import sys
-import mlx.core as mx
-import numpy as np
-from mlx_whisper.transcribe import ModelHolder, transcribe
-samples = np.load(sys.argv[2])
-# A network draws its first weights at random, so it comes before the seed.
-ModelHolder.get_model(sys.argv[1], mx.float32)
-mx.random.seed(3)
-result = transcribe(samples, path_or_hf_repo=sys.argv[1], fp16=False, sample_len=12,
-                    temperature=(0.9, 0.5), logprob_threshold=0.0, best_of=2)
-print(result["text"].encode().hex())
-"""
-
-
-def test_a_seed_means_what_it_means_upstream(
-    directories: dict[bool, Path], english: Whisper, tmp_path: Path
+def test_every_token_has_a_key_of_its_own(
+    directories: dict[bool, Path], english: Whisper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The text is that of a fresh mlx_whisper whose thread was seeded the same."""
+    """At any temperature and best of several, the text is that of mlx_whisper with such keys."""
+    reference = import_reference()
+    monkeypatch.setattr(reference, "SEED", 3)
     samples = noise(34)
-    np.save(tmp_path / "samples.npy", samples)
-    output = subprocess.run(
-        [sys.executable, "-c", _SEEDED_UPSTREAM, directories[False], tmp_path / "samples.npy"],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    windows = windows_of(
-        english,
-        open_mel(samples, n_mels=80),
-        seed=3,
-        sample_len=12,
-        temperature=(0.9, 0.5),
-        logprob_threshold=0.0,
-        best_of=2,
+    options: dict[str, Any] = {
+        "sample_len": 12,
+        "temperature": (0.9, 0.5),
+        "logprob_threshold": 0.0,
+        "no_speech_threshold": None,
+        "best_of": 2,
+    }
+    expected = reference.transcribe(
+        samples, path_or_hf_repo=str(directories[False]), fp16=False, **options
     )
-    text = summarize(list(windows), duration_s=34).text
-    assert text == bytes.fromhex(output.strip()).decode()
+    windows = windows_of(english, open_mel(samples, n_mels=80), seed=3, **options)
+    assert as_upstream(summarize(list(windows), duration_s=34)) == expected
+
+
+def test_a_window_decoded_again_says_the_same(english: Whisper) -> None:
+    """A cancel costs time, and no repeatability."""
+    options: dict[str, Any] = {"sample_len": 8, "temperature": 0.9, "seed": 1}
+    audio = open_mel(noise(34), n_mels=80)
+    expected = list(windows_of(english, audio, **options))
+    calls: list[None] = []
+
+    def check() -> None:
+        calls.append(None)
+        if len(calls) == 5:
+            raise InterruptedError
+
+    windows = windows_of(english, audio, check=check, **options)
+    with pytest.raises(InterruptedError):
+        next(windows)
+    assert list(windows) == expected
+
+
+def test_a_window_is_sampled_alike_wherever_it_is_reached(english: Whisper) -> None:
+    """What a window says depends on the seed and its place, on nothing sampled before."""
+    options: dict[str, Any] = {
+        "sample_len": 8,
+        "temperature": 0.9,
+        "seed": 1,
+        "condition_on_previous_text": False,
+        "without_timestamps": True,
+        "suppress_tokens": range(FIRST_TIME, ENGLISH.n_vocab),
+    }
+    audio = open_mel(noise(65), n_mels=80)
+    _, second, _ = windows_of(english, audio, **options)
+    alone, _ = windows_of(english, audio, clip_timestamps=[30.0], **options)
+    assert alone.segments[0].tokens == second.segments[0].tokens
 
 
 @pytest.mark.parametrize("word_timestamps", [False, True])

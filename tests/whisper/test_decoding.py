@@ -144,3 +144,29 @@ def test_without_a_threshold_nothing_is_silence(option: str) -> None:
     """A loop is decoded again then too."""
     settings = DecodeSettings.from_options(**dict[str, Any]({option: None}))
     assert decoding._needs_fallback(replace(LOOP, avg_logprob=-2.0), settings)
+
+
+class _Fading:
+    """A network whose logits are the same for every token of text."""
+
+    dims = SPEAKING
+
+    @staticmethod
+    def decoder(tokens: mx.array, _: mx.array, cache: object) -> tuple[mx.array, object, None]:
+        """Return even logits. Shape (batch, n, n_vocab), float32."""
+        return mx.zeros((*tokens.shape, SPEAKING.n_vocab)), cache, None
+
+
+def test_tokens_of_one_window_are_drawn_independently() -> None:
+    """Of even probabilities hardly two tokens are the same; with one key all would be."""
+    model: Any = _Fading()
+    decoded = decoding.decode_window(
+        model,
+        mx.zeros((1, 1)),
+        TOKENIZER,
+        DecodeSettings.from_options(temperature=1.0, without_timestamps=True, sample_len=40),
+        prompt=(),
+        key=mx.random.key(0),
+        check=lambda: None,
+    )
+    assert len(set(decoded.tokens)) > 35
