@@ -13,6 +13,7 @@ import fastwhisper
 
 PACKAGE = Path(fastwhisper.__file__).parent
 CORE = sorted((PACKAGE / "core").glob("*.py"))
+WHISPER = sorted((PACKAGE / "whisper").glob("*.py"))
 FOREIGN = {"anyio", "asyncio", "trio", "threading", "time", "huggingface_hub", "socket"}
 MAY_TOUCH_FILES = {"header.py", "shards.py"}
 
@@ -39,8 +40,8 @@ def imports(path: Path, *, types_too: bool = True) -> set[str]:
 
 @pytest.mark.parametrize("path", CORE, ids=lambda path: path.name)
 def test_core_imports_nothing_of_the_shell(path: Path) -> None:
-    """Core knows errors, values and itself."""
-    ours = {name for name in imports(path) if name.startswith("fastwhisper")}
+    """Core knows errors, values and itself; types it may take from anywhere."""
+    ours = {name for name in imports(path, types_too=False) if name.startswith("fastwhisper")}
     allowed = ("fastwhisper.core", "fastwhisper.errors", "fastwhisper.values")
     assert not {name for name in ours if not name.startswith(allowed)}
 
@@ -49,6 +50,32 @@ def test_core_imports_nothing_of_the_shell(path: Path) -> None:
 def test_core_has_no_loop_clock_thread_or_network(path: Path) -> None:
     """Core imports nothing that waits, times, spawns or connects."""
     assert not {name.partition(".")[0] for name in imports(path)} & FOREIGN
+
+
+@pytest.mark.parametrize("path", WHISPER, ids=lambda path: path.name)
+def test_whisper_is_pure(path: Path) -> None:
+    """Arrays in, tokens out: no loop, clock, thread, environment or network, nothing above it."""
+    found = imports(path)
+    assert not {name.partition(".")[0] for name in found} & FOREIGN
+    assert not {name for name in found if name.startswith("os")}
+    ours = {name for name in found if name.startswith("fastwhisper")}
+    allowed = (
+        "fastwhisper.core",
+        "fastwhisper.errors",
+        "fastwhisper.values",
+        "fastwhisper.whisper",
+    )
+    assert not {name for name in ours if not name.startswith(allowed)}
+
+
+def test_nothing_of_ours_needs_mlx_whisper() -> None:
+    """But load_model, whose result it is: no import hook, no class put in place of another."""
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text()
+        if path.name != "compat.py":
+            assert not {name for name in imports(path) if name.startswith("mlx_whisper")}, path
+        for trick in ("meta_path", "__import__", "__builtins__", "__class__ ="):
+            assert trick not in text, path
 
 
 @pytest.mark.parametrize("path", CORE, ids=lambda path: path.name)

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import mlx_whisper.writers
 import pytest
-from mlx_whisper.transcribe import ModelHolder, transcribe
 
 from fastwhisper import commands, engine
 from fastwhisper.audio import load_audio
@@ -26,6 +25,7 @@ from fastwhisper.cli import main
 from fastwhisper.errors import AudioError, ModelNotFoundError
 from fastwhisper.session import Session
 from fastwhisper.window_decoder import WindowDecoder
+from tests.reference import import_reference
 from tests.shell.test_audio import wav_bytes
 from tests.shell.test_windows import noise, write_babbler
 from tests.tiny_models import SPEAKING
@@ -89,11 +89,10 @@ def listed() -> list[str]:
 
 @pytest.fixture(scope="module")
 def upstreams(model: Path, short: Path) -> dict[bool, dict[str, Any]]:
-    """Give mlx_whisper's results by whether they have words."""
-    before = ModelHolder.model, ModelHolder.model_path
+    """Give the results of mlx_whisper, put right, by whether they have words."""
     samples = load_audio(short)
-    results = {
-        words: transcribe(
+    return {
+        words: import_reference().transcribe(
             samples,
             path_or_hf_repo=str(model),
             fp16=False,
@@ -103,8 +102,6 @@ def upstreams(model: Path, short: Path) -> dict[bool, dict[str, Any]]:
         )
         for words in (False, True)
     }
-    ModelHolder.model, ModelHolder.model_path = before
-    return results
 
 
 @pytest.mark.parametrize(

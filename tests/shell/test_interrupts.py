@@ -130,13 +130,13 @@ def interrupt(code: str, *arguments: str | Path, often: bool = False) -> tuple[i
         process.communicate()
 
 
-@pytest.mark.parametrize("stage", ["locate", "inspect", "read", "import", "build", "apply"])
+@pytest.mark.parametrize("stage", ["locate", "inspect", "read", "build", "apply"])
 def test_the_command_is_interrupted_while_loading(model: Path, stage: str) -> None:
     """Exit 130, no traceback, not a word."""
     assert interrupt(HOLD + COMMAND, STAGES[stage], "ends", model, "") == (INTERRUPTED, "", "")
 
 
-@pytest.mark.parametrize("stage", ["locate", "read", "import"])
+@pytest.mark.parametrize("stage", ["locate", "read", "build"])
 def test_a_second_interrupt_ends_the_command_at_once(model: Path, stage: str) -> None:
     """Also when a step never comes to its end."""
     done = interrupt(HOLD + COMMAND, STAGES[stage], "never", model, "", often=True)
