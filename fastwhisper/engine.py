@@ -94,6 +94,7 @@ class Job(Generic[T]):
         if not self._claim.acquire(blocking=False):
             return False
         del self._function
+        self.finished.set()  # so that a second stop() does not wait for what never begins
         return True
 
     def execute(self) -> None:

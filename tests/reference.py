@@ -36,6 +36,16 @@ class Correction(NamedTuple):
 
 
 CORRECTIONS = {
+    "times where none were asked for": Correction(
+        "decoding.py",
+        """        if not options.without_timestamps:
+            precision""",
+        """        if options.without_timestamps:
+            times = range(tokenizer.timestamp_begin, model.dims.n_vocab)
+            self.logit_filters.append(SuppressTokens(times, model.dims.n_vocab))
+        else:
+            precision""",
+    ),
     "one random key for all tokens: each token's": Correction(
         "decoding.py",
         """@mx.compile

@@ -228,6 +228,8 @@ class _Rules:
         never = _suppressed(tokenizer, settings)
         if self._has_times:
             never.append(tokenizer.no_timestamps)
+        else:
+            never += range(tokenizer.timestamp_begin, n_vocab)
         at_start = [*tokenizer.encode(" "), tokenizer.eot] if settings.suppress_blank else []
         self._never = _mask(n_vocab, never)
         self._never_at_start = _mask(n_vocab, [*never, *at_start])

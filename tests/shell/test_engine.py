@@ -215,3 +215,15 @@ def test_refuses_work_in_a_process_forked_from_a_used_one(monkeypatch: pytest.Mo
     monkeypatch.setattr(engine, "_forked", True)
     with pytest.raises(LoadingFailedError, match="forked"):
         engine.submit(lambda: None, Lane.READ)
+
+
+def test_a_job_may_be_stopped_twice() -> None:
+    """Also one that never begins, because every thread of its kind is busy."""
+    release = threading.Event()
+    busy = [engine.submit(release.wait, Lane.FILES) for _ in range(2)]
+    waiting = engine.submit(lambda: None, Lane.FILES)
+    engine.stop(waiting)
+    engine.stop(waiting)
+    release.set()
+    for job in busy:
+        engine.wait_for(job)

@@ -90,6 +90,14 @@ def test_a_time_is_demanded_where_times_are_likelier_than_text() -> None:
     assert WORD in after
 
 
+@pytest.mark.parametrize("sequence", [[], [WORD]])
+def test_no_time_is_sampled_where_none_is_asked_for(sequence: list[int]) -> None:
+    """Text only: a segment that begins with a word and holds times would begin before 0 s."""
+    found = allowed(sequence, without_timestamps=True)
+    assert WORD in found
+    assert not {token for token in found if token >= BEGIN}
+
+
 @pytest.mark.parametrize("sequence", [[], [BEGIN], [BEGIN, WORD], [BEGIN, WORD, BEGIN + 9]])
 def test_something_is_always_allowed(sequence: list[int]) -> None:
     """Where all else is suppressed the text ends, with a log-probability that is a number."""
