@@ -170,9 +170,14 @@ class _Loop:
             # The end of the audio bounds every clip, or the last window would be empty
             # for ever.
             if self._seek < min(end_frame, self._content_frames):
-                window = self._window(self._next_segments(end_frame))
+                span = self._span(end_frame)
+                segments = self._next_segments(span)
+                if self._seek <= span.start_frame:
+                    # Word times and thresholds can name the window's own begin: go on after it,
+                    # or it would be decoded for ever.
+                    self._seek = span.start_frame + span.frames
                 self._is_empty = False
-                return window
+                return self._window(segments)
             self._clips.popleft()
         if self._is_empty:
             self._is_empty = False
@@ -197,12 +202,11 @@ class _Loop:
             end_s=min(self._seek, self._content_frames) / FRAMES_PER_SECOND,
         )
 
-    def _next_segments(self, clip_end_frame: int) -> list[Segment]:
-        """Decode the window at `_seek` and move on.
+    def _next_segments(self, span: Span) -> list[Segment]:
+        """Decode a window and move on.
 
         `_seek` and `_prompt` change only after the last check.
         """
-        span = self._span(clip_end_frame)
         features = self._decoder.encode(span.start_frame, span.frames)
         result = self._decoder.decode(features, self._prompt, start_frame=span.start_frame)
         if self._settings.word_timestamps:

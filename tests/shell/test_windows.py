@@ -449,3 +449,20 @@ def test_a_character_cut_by_a_window_is_whole_in_the_text() -> None:
     first, second = "né".encode()[:2], "né".encode()[2:]
     windows = [Window((), "fr", part, 0.0) for part in (first, second)]
     assert summarize(windows, duration_s=0).text == "né"
+
+
+def test_a_window_that_would_begin_again_where_it_began_is_left(
+    english: Whisper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the rules of word times say, every window ends later than the one before."""
+    monkeypatch.setattr(
+        "fastwhisper.windows.skip_leading_silence", lambda *_, span, **__: span.start_frame
+    )
+    audio = open_mel(noise(65), n_mels=80)
+    windows = list(
+        windows_of(
+            english, audio, sample_len=5, temperature=0.0,
+            word_timestamps=True, hallucination_silence_threshold=1.0,
+        )
+    )  # fmt: skip
+    assert [window.end_s for window in windows] == [30.0, 60.0, 65.0]
