@@ -7,6 +7,7 @@ None of the speech that `fastwhisper quantize` calibrates on is among them.
 
 from __future__ import annotations
 
+import csv
 import functools
 import importlib.util
 import io
@@ -27,7 +28,16 @@ if TYPE_CHECKING:
 
     from fastwhisper.audio import FloatArray
 
-__all__ = ["TEXTS", "Utterance", "keep", "kept", "packaged", "speak", "synthesized"]
+__all__ = [
+    "TEXTS",
+    "Utterance",
+    "keep",
+    "kept",
+    "packaged",
+    "recorded",
+    "speak",
+    "synthesized",
+]
 
 TEXTS: Final = Path(__file__).with_name("report_text.txt")
 """What words are reported on."""
@@ -97,6 +107,18 @@ def kept(folder: Path) -> Iterator[Utterance]:
         text = path.read_text(encoding="utf-8").strip()
         group, _, _ = path.stem.partition("-")
         yield Utterance(path.stem, text, group, "en", load_audio(path.with_suffix(".flac")))
+
+
+def recorded(index: Path, *, language: str = "en") -> Iterator[Utterance]:
+    """Give recorded speech: a table with the columns file, language, speaker and text.
+
+    Speech of one speaker is one group.
+    """
+    with index.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
+            if row["language"] == language:
+                samples = load_audio(index.parent / row["file"])
+                yield Utterance(row["file"], row["text"], row["speaker"], language, samples)
 
 
 def keep(texts: Path, folder: Path) -> None:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import sys
 import time
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -25,7 +26,7 @@ from whisper_normalizer.basic import BasicTextNormalizer
 from whisper_normalizer.english import EnglishTextNormalizer
 
 import fastwhisper
-from bench.speech import TEXTS, Utterance, kept, packaged, synthesized
+from bench.speech import TEXTS, Utterance, kept, packaged, recorded, synthesized
 from fastwhisper import blas, engine
 from fastwhisper.core.recipe import share_of_float16
 from fastwhisper.engine import Lane
@@ -34,6 +35,8 @@ from fastwhisper.quantizing import quantize
 blas.prepare()
 
 import mlx.core as mx  # noqa: E402  after the BLAS
+from mlx import nn  # noqa: E402
+from mlx.utils import tree_flatten  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +44,9 @@ if TYPE_CHECKING:
     from fastwhisper.whisper.network import Whisper
 
 ROOT: Final = platformdirs.user_cache_path("fastwhisper-bench") / "wer"
-QUANTS: Final = ("float16", "int8", "int4")
+QUANTS: Final = ("float16", "int8", "int4", "plain4")
+"""As `fastwhisper quantize` makes them, and as MLX rounds to four bits in groups of 64, which is
+what the table's int4 repositories hold."""
 _RESAMPLES: Final = 10_000
 _SETTINGS: Final = "temperature 0, no condition_on_previous_text; 1"
 
@@ -54,7 +59,7 @@ def main() -> None:
     parser.add_argument("--also", action="append", default=[], metavar="LABEL=DIR")
     parser.add_argument("--texts", type=Path, default=TEXTS, help="what espeak-ng reads")
     parser.add_argument("--every", type=int, default=1, help="take every so many utterances")
-    parser.add_argument("--speech", type=Path, help="a folder of audio and text, and nothing else")
+    parser.add_argument("--speech", type=Path, help="a folder of audio with index.tsv, or text")
     parser.add_argument("--packed", action="store_true", help="multiply packed weights on a CPU")
     options = parser.parse_args()
     for model in options.model or ["tiny.en"]:
@@ -65,7 +70,9 @@ def main() -> None:
 async def measure(name: str, source: str, options: argparse.Namespace) -> None:
     """Measure all precisions of one model."""
     multilingual = not name.endswith(".en")
-    if options.speech:
+    if options.speech and (index := options.speech / "index.tsv").exists():
+        sets = {"recorded": list(recorded(index))}
+    elif options.speech:
         sets = {"given": list(kept(options.speech))}
     else:
         sets = {
@@ -99,9 +106,22 @@ async def _quantized(name: str, source: str, quant: str) -> Path:
     if not out.exists():
         begin_s = time.perf_counter()
         out.parent.mkdir(parents=True, exist_ok=True)
-        await quantize(source, quant=fastwhisper.Quantization(quant), out=out)
+        if quant == "plain4":
+            round_plainly(source, out)
+        else:
+            await quantize(source, quant=fastwhisper.Quantization(quant), out=out)
         print(f"quantized {name} to {quant} in {time.perf_counter() - begin_s:.0f} s")
     return out
+
+
+def round_plainly(source: str, out: Path) -> None:
+    """Round a model as mlx-examples' converter does for the table's repositories."""
+    module = fastwhisper.load_model(source)
+    nn.quantize(module, group_size=64, bits=4)
+    out.mkdir(parents=True)
+    mx.save_safetensors(str(out / "weights.safetensors"), dict(tree_flatten(module.parameters())))
+    config = asdict(module.dims) | {"quantization": {"group_size": 64, "bits": 4}}
+    (out / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
 async def _transcripts(

@@ -18,11 +18,9 @@ from typing import Any, NamedTuple
 
 __all__ = ["CORRECTIONS", "import_reference"]
 
-_NAME = "mlx_whisper_reference"
 
-
-class Correction(NamedTuple):
-    """One change of a file, and why.
+class Change(NamedTuple):
+    """A change of a file.
 
     Attributes:
         file: The module's file.
@@ -36,23 +34,51 @@ class Correction(NamedTuple):
 
 
 CORRECTIONS = {
-    "times where none were asked for": Correction(
-        "decoding.py",
-        """        if not options.without_timestamps:
-            precision""",
-        """        if options.without_timestamps:
-            times = range(tokenizer.timestamp_begin, model.dims.n_vocab)
-            self.logit_filters.append(SuppressTokens(times, model.dims.n_vocab))
-        else:
-            precision""",
+    "timestamp rules": (
+        Change(
+            "decoding.py",
+            """            timestamps = [
+                i for i, v in enumerate(seq) if v > self.tokenizer.timestamp_begin
+            ]
+""",
+            """            timestamps = [v for v in seq if v >= self.tokenizer.timestamp_begin]
+""",
+        ),
+        Change(
+            "decoding.py",
+            "                if not last_timestamp or penultimate_was_timestamp:\n",
+            "                if not (last_was_timestamp and not penultimate_was_timestamp):\n",
+        ),
+        Change(
+            "decoding.py",
+            """        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        timestamp_logprob""",
+            """        logits = logits + mask
+        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        timestamp_logprob""",
+        ),
     ),
-    "one random key for all tokens: each token's": Correction(
-        "decoding.py",
-        """@mx.compile
+    "loops and silence": (
+        Change(
+            "transcribe.py",
+            """                and decode_result.no_speech_prob > no_speech_threshold
+            ):
+                needs_fallback = False""",
+            """                and decode_result.no_speech_prob > no_speech_threshold
+                and logprob_threshold is not None
+                and decode_result.avg_logprob < logprob_threshold
+            ):
+                needs_fallback = False""",
+        ),
+    ),
+    "random keys": (
+        Change(
+            "decoding.py",
+            """@mx.compile
 def categorical(logits, temp):
     return mx.random.categorical(logits / temp)
 """,
-        """noise = None
+            """noise = None
 
 
 def categorical(logits, temp):
@@ -60,78 +86,63 @@ def categorical(logits, temp):
     noise, key = mx.random.split(noise)
     return mx.random.categorical(logits / temp, key=key)
 """,
-    ),
-    "one random key for all tokens: each window's and temperature's": Correction(
-        "transcribe.py",
-        """        for t in temperatures:
+        ),
+        Change(
+            "transcribe.py",
+            """        for t in temperatures:
 """,
-        """        from . import decoding
+            """        from . import decoding
 
         keys = mx.random.split(mx.random.key(SEED ^ seek << 32), len(temperatures))
         for t, decoding.noise in zip(temperatures, keys):
 """,
+        ),
+        Change("transcribe.py", "class ModelHolder:", "SEED = 0\n\n\nclass ModelHolder:"),
     ),
-    "one random key for all tokens: the seed": Correction(
-        "transcribe.py", "class ModelHolder:", "SEED = 0\n\n\nclass ModelHolder:"
+    "times not asked for": (
+        Change(
+            "decoding.py",
+            """        if not options.without_timestamps:
+            precision""",
+            """        if options.without_timestamps:
+            times = range(tokenizer.timestamp_begin, model.dims.n_vocab)
+            self.logit_filters.append(SuppressTokens(times, model.dims.n_vocab))
+        else:
+            precision""",
+        ),
     ),
-    "a loop taken for silence": Correction(
-        "transcribe.py",
-        """                and decode_result.no_speech_prob > no_speech_threshold
-            ):
-                needs_fallback = False""",
-        """                and decode_result.no_speech_prob > no_speech_threshold
-                and logprob_threshold is not None
-                and decode_result.avg_logprob < logprob_threshold
-            ):
-                needs_fallback = False""",
-    ),
-    "times compared with positions": Correction(
-        "decoding.py",
-        """            timestamps = [
-                i for i, v in enumerate(seq) if v > self.tokenizer.timestamp_begin
-            ]
-""",
-        """            timestamps = [v for v in seq if v >= self.tokenizer.timestamp_begin]
-""",
-    ),
-    "times that end a segment": Correction(
-        "decoding.py",
-        "                if not last_timestamp or penultimate_was_timestamp:\n",
-        "                if not (last_was_timestamp and not penultimate_was_timestamp):\n",
-    ),
-    "probabilities of forbidden tokens": Correction(
-        "decoding.py",
-        """        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        timestamp_logprob""",
-        """        logits = logits + mask
-        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        timestamp_logprob""",
-    ),
-    "attention that is the same everywhere": Correction(
-        "timing.py",
-        "weights = (weights - mean) / std",
-        "weights = mx.where(std == 0, 0, (weights - mean) / std)",
+    "even attention": (
+        Change(
+            "timing.py",
+            "weights = (weights - mean) / std",
+            "weights = mx.where(std == 0, 0, (weights - mean) / std)",
+        ),
     ),
 }
 
 
 @cache
-def import_reference() -> Any:
-    """Import the corrected package, and return its module `transcribe`."""
+def import_reference(*names: str) -> Any:
+    """Import a corrected package, and return its module `transcribe`.
+
+    Args:
+        *names: Keys of `CORRECTIONS`; all of them if none is given.
+    """
     spec = importlib.util.find_spec("mlx_whisper")
     if spec is None or spec.submodule_search_locations is None:
         raise ImportError("mlx_whisper is not installed: it is in the dependency group dev")
     (source,) = spec.submodule_search_locations
     parent = Path(tempfile.mkdtemp(prefix="fastwhisper-reference-"))
     atexit.register(shutil.rmtree, parent, ignore_errors=True)
-    package = parent / _NAME
+    package = parent / "_".join(("mlx_whisper_reference", *names)).replace(" ", "_")
     shutil.copytree(source, package, ignore=shutil.ignore_patterns("__pycache__"))
-    for name, correction in CORRECTIONS.items():
-        path = package / correction.file
-        text = path.read_text(encoding="utf-8")
-        if text.count(correction.old) != 1:
-            raise RuntimeError(f"mlx_whisper is another than the correction {name!r} knows")
-        path.write_text(text.replace(correction.old, correction.new), encoding="utf-8")
+    for name in names or CORRECTIONS:
+        for change in CORRECTIONS[name]:
+            path = package / change.file
+            text = path.read_text(encoding="utf-8")
+            if text.count(change.old) != 1:
+                raise RuntimeError(f"mlx_whisper is another than the correction {name!r} knows")
+            path.write_text(text.replace(change.old, change.new), encoding="utf-8")
     sys.path.append(str(parent))
     importlib.invalidate_caches()
-    return importlib.import_module(f"{_NAME}.transcribe")
+    return importlib.import_module(f"{package.name}.transcribe")

@@ -1,0 +1,89 @@
+"""Word alignment: mlx_whisper's path and smoothing, without numba and scipy."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx_whisper.timing import dtw, median_filter
+
+from fastwhisper.whisper.alignment import align_words, filter_median, warp
+from fastwhisper.whisper.tokenizer import read_tokenizer
+
+RANDOM = np.random.default_rng(0)
+TOKENIZER = read_tokenizer(51864, language="en", task="transcribe")
+
+
+@pytest.mark.parametrize("case", range(60))
+def test_the_path_is_mlx_whispers(case: int) -> None:
+    """Ties included: every third matrix holds few values, every seventh only one."""
+    cost = RANDOM.standard_normal(RANDOM.integers(1, 40, 2)).astype(np.float32)
+    if case % 3 == 0:
+        cost = np.round(cost)
+    if case % 7 == 0:
+        cost[:] = 0
+    expected = dtw(cost)
+    found = warp(cost)
+    assert np.array_equal(found[0], expected[0])
+    assert np.array_equal(found[1], expected[1])
+
+
+def test_the_path_of_a_long_window_is_mlx_whispers() -> None:
+    """120 tokens over 30 s."""
+    cost = RANDOM.standard_normal((120, 1500)).astype(np.float32)
+    for found, expected in zip(warp(cost), dtw(cost), strict=True):
+        assert np.array_equal(found, expected)
+
+
+def test_a_path_stays_inside_where_nothing_is_a_number() -> None:
+    """Every token and position is met, in order."""
+    tokens, positions = warp(np.full((3, 5), np.nan, np.float32))
+    assert (tokens[0], positions[0]) == (0, 0)
+    assert (tokens[-1], positions[-1]) == (2, 4)
+    assert (np.diff(tokens) >= 0).all()
+    assert (np.diff(positions) >= 0).all()
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 7, 8, 1499])
+def test_the_median_is_scipys(length: int) -> None:
+    """Ends are mirrored; what is too short for that is left alone."""
+    rows = RANDOM.standard_normal((2, 5, length)).astype(np.float32)
+    assert np.array_equal(filter_median(rows), median_filter(rows, 7))
+
+
+class _Listening:
+    """A network whose attention follows the tokens, four positions each."""
+
+    alignment_heads = mx.array([[0, 0]])
+
+    @staticmethod
+    def decoder(tokens: mx.array, _: mx.array) -> tuple[mx.array, None, list[mx.array]]:
+        """Return logits and scores. Shapes (1, n, n_vocab) and (1, 1, n, 1500)."""
+        length = tokens.shape[1]
+        at = mx.arange(1500) // 4
+        # The attention for a token is in the row of the one before it.
+        scores = mx.where(at[None] == mx.arange(length)[:, None] - 1, 10.0, 0.0)
+        return mx.zeros((1, length, 51864)), None, [scores[None, None]]
+
+
+def test_words_begin_where_their_tokens_were_heard() -> None:
+    """Positions are 0.02 s; the words are the text's, with their spaces."""
+    tokens = TOKENIZER.encode(" one two three")
+    model: Any = _Listening()
+    words = align_words(model, mx.zeros((1500, 1)), TOKENIZER, tokens, frames=40)
+    assert [word.word for word in words] == [" one", " two", " three"]
+    assert [word.start_s for word in words] == pytest.approx([0.0, 0.08, 0.16], abs=0.021)
+    assert all(one.end_s == other.start_s for one, other in itertools.pairwise(words))
+    assert all(0 < word.probability < 1 for word in words)
+
+
+@pytest.mark.parametrize(("text", "frames"), [("", 3000), (" word", 1), (" word", 0)])
+def test_no_words_without_text_or_audio(text: str, frames: int) -> None:
+    """A window of a hundredth of a second has no position to align with."""
+    model: Any = SimpleNamespace()
+    tokens = TOKENIZER.encode(text)
+    assert align_words(model, mx.zeros((1500, 1)), TOKENIZER, tokens, frames=frames) == []
