@@ -134,7 +134,7 @@ def measure(model: str, files: Sequence[Path], scratch: Path, options: argparse.
     """Print the rows of one model; return whether all are equal."""
     directory = _as_upstream_reads(model, scratch / Path(model).name)
     rows = equal = 0
-    for path, name, settings, result in _ours(directory, files, options.only):
+    for path, name, settings, result in anyio.run(_ours, directory, files, options.only):
         theirs = import_reference().transcribe(
             load_audio(path), path_or_hf_repo=str(directory), fp16=False, **settings
         )
@@ -172,23 +172,18 @@ def explain(model: str, files: Sequence[Path], scratch: Path) -> None:
     print(f"\n{model}, {len(files)} files, default options:", found)
 
 
-def _ours(
+async def _ours(
     directory: Path, files: Sequence[Path], chosen: str | None
-) -> Iterator[tuple[Path, str, dict[str, Any], fastwhisper.Transcription]]:
+) -> list[tuple[Path, str, dict[str, Any], fastwhisper.Transcription]]:
     """Transcribe each file with each set of options."""
-
-    async def transcribe(path: Path) -> list[tuple[str, dict[str, Any], Any]]:
-        async with fastwhisper.open(directory, dtype="float32") as session:
-            matrix = OPTIONS | (MULTILINGUAL if session.result.model.is_multilingual else {})
-            return [
-                (name, settings, await session.transcribe(path, seed=0, **settings))
-                for name, settings in matrix.items()
-                if chosen is None or chosen in name
-            ]
-
-    for path in files:
-        for name, settings, result in anyio.run(transcribe, path):
-            yield path, name, settings, result
+    async with fastwhisper.open(directory, dtype="float32") as session:
+        matrix = OPTIONS | (MULTILINGUAL if session.result.model.is_multilingual else {})
+        return [
+            (path, name, settings, await session.transcribe(path, seed=0, **settings))
+            for path in files
+            for name, settings in matrix.items()
+            if chosen is None or chosen in name
+        ]
 
 
 def _as_upstream_reads(model: str | Path, directory: Path) -> Path:
