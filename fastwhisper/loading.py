@@ -121,6 +121,8 @@ class Load:
         """Refuse what can be refused by form, before anything else is done."""
         tasks.hold_interrupts()
         options = dataclasses.replace(options, **overrides)
+        # Without waiting: what imports the same later raises what this one may have met.
+        engine.submit(stages.import_network, Lane.READ)
         await engine.run(partial(hub.check_form, model, options.quant), Lane.FILES)
         return cls(model, options, on_progress, quant_given="quant" in overrides)
 

@@ -174,6 +174,15 @@ def _cast(group: Params, dtype: mx.Dtype) -> None:
         mx.eval(list(batch.values()))
 
 
+def import_network() -> None:
+    """Import the network, while the files are located.
+
+    Importing beside the read would hold it up: the heap grows, and page faults wait for that.
+    """
+    import_mlx()
+    import fastwhisper.whisper.params  # noqa: F401, PLC0415
+
+
 def build(checkpoint: Checkpoint, dtype: DtypeName) -> Whisper:
     """Build the network without weights.
 

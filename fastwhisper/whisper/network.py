@@ -256,6 +256,8 @@ class AudioEncoder(nn.Module):
         self.conv1 = Conv1d(dims.n_mels, state)
         self.conv2 = Conv1d(state, state, stride=2)
         self._positional_embedding = compute_sinusoids(dims.n_audio_ctx, state).astype(dtype)
+        # Its sines take longer than all else here, so they begin now.
+        mx.async_eval(self._positional_embedding)  # type: ignore[no-untyped-call]
         self.blocks = [
             Block(state, dims.n_audio_head, f"encoder.blocks.{layer}", packings, is_decoder=False)
             for layer in range(dims.n_audio_layer)
