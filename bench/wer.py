@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from fastwhisper.whisper.network import Whisper
 
 ROOT: Final = platformdirs.user_cache_path("fastwhisper-bench") / "wer"
-QUANTS: Final = ("float16", "int8", "int4", "plain4")
-"""As `fastwhisper quantize` makes them, and as MLX rounds to four bits in groups of 64, which is
-what the table's int4 repositories hold."""
+QUANTS: Final = ("float16", "int8", "int4", "plain4", "linear4")
+"""As `fastwhisper quantize` makes them; as MLX rounds to four bits in groups of 64, which is what
+the table's int4 repositories hold; and the same with the embedding left at float16."""
 _RESAMPLES: Final = 10_000
 _SETTINGS: Final = "temperature 0, no condition_on_previous_text; 1"
 
@@ -106,18 +106,21 @@ async def _quantized(name: str, source: str, quant: str) -> Path:
     if not out.exists():
         begin_s = time.perf_counter()
         out.parent.mkdir(parents=True, exist_ok=True)
-        if quant == "plain4":
-            round_plainly(source, out)
+        if quant in {"plain4", "linear4"}:
+            round_plainly(source, out, embedding=quant == "plain4")
         else:
             await quantize(source, quant=fastwhisper.Quantization(quant), out=out)
         print(f"quantized {name} to {quant} in {time.perf_counter() - begin_s:.0f} s")
     return out
 
 
-def round_plainly(source: str, out: Path) -> None:
+def round_plainly(source: str, out: Path, *, embedding: bool) -> None:
     """Round a model as mlx-examples' converter does for the table's repositories."""
     module = fastwhisper.load_model(source)
-    nn.quantize(module, group_size=64, bits=4)
+    kinds = (nn.Linear, nn.Embedding) if embedding else (nn.Linear,)
+    nn.quantize(
+        module, group_size=64, bits=4, class_predicate=lambda _, part: isinstance(part, kinds)
+    )
     out.mkdir(parents=True)
     mx.save_safetensors(str(out / "weights.safetensors"), dict(tree_flatten(module.parameters())))
     config = asdict(module.dims) | {"quantization": {"group_size": 64, "bits": 4}}

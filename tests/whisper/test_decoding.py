@@ -178,3 +178,9 @@ def test_tokens_of_one_window_are_drawn_independently() -> None:
         check=lambda: None,
     )
     assert len(set(decoded.tokens)) > 35
+
+
+def test_a_sample_without_text_ranks_last() -> None:
+    """Its log-probability has no length to be divided by."""
+    settings = DecodeSettings()
+    assert decoding._rank(-0.1, 0, settings) < decoding._rank(-50.0, 3, settings)
