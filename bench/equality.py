@@ -187,11 +187,17 @@ async def _ours(
 
 
 def _as_upstream_reads(model: str | Path, directory: Path) -> Path:
-    """Write a model as mlx_whisper can read it: CTranslate2 it can't."""
+    """Write a model as mlx_whisper can read it: CTranslate2 it can't.
+
+    In float32, since mlx_whisper keeps a file's float16: it would add the embedding of a token and
+    of its position in float16, and sampled tokens depend on the last bits.
+    """
     directory.mkdir()
     source = anyio.run(_locate, model)
     checkpoint = fastwhisper.inspect_checkpoint(source)
-    weights = dict(tree_flatten(fastwhisper.load_model(source).parameters()))
+    module = fastwhisper.load_model(source)
+    module.set_dtype(mx.float32)
+    weights = dict(tree_flatten(module.parameters()))
     mx.save_safetensors(str(directory / "weights.safetensors"), weights)
     (directory / "config.json").write_text(json.dumps(asdict(checkpoint.dimensions)))
     return directory
