@@ -20,7 +20,7 @@ from fastwhisper import cache as converted
 from fastwhisper import hub, stages
 from fastwhisper.cli import SUBTITLES
 from fastwhisper.core.checkpoint import inspect_checkpoint
-from fastwhisper.core.recipe import words_changed
+from fastwhisper.core.recipe import word_error_cost
 from fastwhisper.errors import AudioError, HubUnavailableError
 from fastwhisper.session import open as open_session
 from fastwhisper.values import LoadOptions, LoadOverrides, Quantization, WhisperModel
@@ -238,14 +238,16 @@ def _describe(location: Location, *, as_json: bool) -> int:
         packed = original.precision.get(module)
         kind = f"{packed.bits} bits, groups of {packed.group_size}" if packed else tensor.dtype
         bits[f"{tensor.name.partition('.')[0]}: {kind}"] += tensor.size_bytes
-    changed = words_changed(original.dimensions, original.precision)
+    cost = word_error_cost(original.dimensions, original.precision)
     facts = {
         "source": location.source,
         "path": str(location.path),
         "revision": location.revision,
         "format": original.layout,
         "precision": str(original.actual),
-        "words_changed": changed and f"about {changed * 100:.0f} of 100 of float16's",
+        "word_errors": None
+        if cost is None
+        else f"{cost:+.1f} points over float16's, on recorded English",
         "fallback_reason": location.fallback_reason,
         "size_bytes": original.total_bytes,
         "bytes_by_precision": dict(sorted(bits.items())),

@@ -18,7 +18,7 @@ from fastwhisper.core.checkpoint import (
     fingerprint_headers,
     inspect_checkpoint,
 )
-from fastwhisper.core.recipe import expected_loss
+from fastwhisper.core.recipe import word_error_cost
 from fastwhisper.errors import InvalidModelFormatError, TokenizationFailedError
 from fastwhisper.whisper.languages import VOCAB_WITHOUT_LANGUAGES
 
@@ -57,6 +57,8 @@ _MEL_FILTERS: Final = (80, 128)
 _CAST_BYTES: Final = 1 << 20
 _WINDOW_POSITIONS: Final = 1500
 _PROMPT_ROWS: Final = 10
+_MUCH: Final = 0.5
+"""Points of word error rate from which on opening a model says so."""
 _WARM_SAMPLES: Final = 16_000
 _WARM_TOKENS: Final = 3
 """One prompt step and two single-token steps: every kernel of decoding runs once."""
@@ -83,15 +85,15 @@ def inspect(path: Path) -> Checkpoint:
 
 
 def warn_of_lost_words(name: str, checkpoint: Checkpoint) -> None:
-    """Log one line when a precision is known to lose words on a model of this size."""
-    lost = expected_loss(checkpoint.dimensions, checkpoint.precision)
-    if lost is not None:
+    """Log one line when a precision was measured to cost words on a network of this size."""
+    cost = word_error_cost(checkpoint.dimensions, checkpoint.precision)
+    if cost is not None and cost >= _MUCH:
         _logger.warning(
-            "%s at %s changes about %d of 100 words of float16's; int8 does not, and "
-            "`fastwhisper quantize` makes an int4 that keeps more",
+            "%s at %s: its word error rate was measured %.1f points above float16's on recorded "
+            "English; int8 costs nothing, an int4 made by `fastwhisper quantize` less than one",
             name,
             checkpoint.actual,
-            round(lost * 100),
+            cost,
         )
 
 

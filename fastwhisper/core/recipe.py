@@ -20,9 +20,8 @@ __all__ = [
     "apply_recipe",
     "choose_precision",
     "describe_precision",
-    "expected_loss",
     "share_of_float16",
-    "words_changed",
+    "word_error_cost",
 ]
 
 INT4_SHARE: Final = 0.35
@@ -73,53 +72,46 @@ def choose_precision(
     raise ValueError(f"a share of {share:.1%} is too small: this network needs {found:.1%}")
 
 
-LOST: Final = {384: 0.19, 512: 0.11}
-"""Share of words that change by width of the network, tiny and base, when four bits are rounded
-plainly, as the table's int4 repositories are. Measured on 2026-11-22 (README, "int4 and words")."""
+_EMBEDDING: Final = "decoder.token_embedding"
 
-_FEW_BITS: Final = 4
+COSTS: Final = {
+    (384, 8, True): 0.0,
+    (384, 5, True): 0.3,
+    (384, 4, False): 1.5,
+    (384, 4, True): 2.9,
+    (512, 8, True): 0.1,
+    (512, 5, True): 0.4,
+    (512, 4, False): 0.7,
+    (512, 4, True): 2.5,
+}
+"""Points of word error rate above float16's, by width of the network (tiny and base), bits, and
+whether the embedding is quantized too. Measured on 2026-11-26 on 4,145 words of recorded English
+(README, "int4 and words"): eight and five bits as `fastwhisper quantize` makes them, four bits
+rounded plainly in groups of 64."""
 
 
-def expected_loss(dimensions: Dimensions, precision: Mapping[str, ModulePrecision]) -> float | None:
-    """Tell what a precision is known to cost on a network of this size.
+def word_error_cost(
+    dimensions: Dimensions, precision: Mapping[str, ModulePrecision]
+) -> float | None:
+    """Return what a precision was measured to cost on a network of this size.
 
     Args:
         dimensions: The network's sizes.
         precision: Bits and group size of its quantized modules.
 
     Returns:
-        The share of words that differ from float16's; None where no great cost is known. The
-        size and the bits are all that is looked at, so four bits that were calibrated count as
-        plain ones.
+        Points of word error rate above float16's; None where it was not measured. The width and
+        the bits of most weights are all that is looked at, so four bits that were calibrated
+        count as plain ones.
     """
-    shapes = expected_shapes(dimensions)
-    few = [how.bits <= _FEW_BITS for how in precision.values()]
-    weights = [math.prod(shapes[f"{name}.weight"]) for name in precision]
-    if sum(size for size, is_few in zip(weights, few, strict=True) if is_few) * 4 < sum(weights):
+    if not precision:
         return None
-    return LOST.get(dimensions.n_text_state) if weights else None
-
-
-CHANGED: Final = {(384, 8): 0.030, (384, 5): 0.115, (512, 8): 0.016, (512, 5): 0.068}
-"""Share of words that change by width and bits, as `fastwhisper quantize` makes them. Measured on
-2026-11-24 (README, "int4 and words"), on harder speech than `LOST`."""
-
-
-def words_changed(dimensions: Dimensions, precision: Mapping[str, ModulePrecision]) -> float | None:
-    """Tell what share of float16's words a precision was measured to change on such a network.
-
-    Args:
-        dimensions: The network's sizes.
-        precision: Bits and group size of its quantized modules.
-
-    Returns:
-        The share; None where it was not measured.
-    """
-    lost = expected_loss(dimensions, precision)
-    if lost is not None or not precision:
-        return lost
-    most = Counter(how.bits for how in precision.values()).most_common(1)[0][0]
-    return CHANGED.get((dimensions.n_text_state, most))
+    shapes = expected_shapes(dimensions)
+    weights = Counter[int]()
+    for name, how in precision.items():
+        weights[how.bits] += math.prod(shapes[f"{name}.weight"])
+    (most, _), *_ = weights.most_common(1)
+    return COSTS.get((dimensions.n_text_state, most, _EMBEDDING in precision))
 
 
 def share_of_float16(dimensions: Dimensions, precision: Mapping[str, ModulePrecision]) -> float:
@@ -168,7 +160,7 @@ def apply_recipe(
         module = name.removesuffix(".weight")
         if len(shape) == _MATRIX and module != name:
             how = encoder if module.startswith("encoder.") else decoder
-            if module == "decoder.token_embedding":
+            if module == _EMBEDDING:
                 how = embedding
             # A width that is no multiple of the group size needs smaller groups.
             found[module] = replace(how, group_size=math.gcd(how.group_size, shape[1]))
