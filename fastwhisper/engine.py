@@ -192,7 +192,6 @@ def _prime() -> None:
     except ImportError:
         return  # the job that needs MLX says so
     mx.eval(mx.zeros(1))
-    mx.random.seed(0)  # this thread's own state, made now rather than during some load
 
 
 _here = _Here()

@@ -65,7 +65,8 @@ def align_words(
         model: The network; its alignment heads are used.
         features: The encoded window. Shape (1500, state), float16 or float32.
         tokenizer: The tokenizer that the window was decoded with.
-        tokens: The text of the window, without times and special tokens.
+        tokens: The text of the window, without times and special tokens. What the decoder's
+            context has no room for gets no words.
         frames: Mel frames of the window that are audio, 10 ms each, at most 3000.
 
     Returns:
@@ -78,6 +79,8 @@ def align_words(
     if not tokens or not positions:
         return []
     start = [*tokenizer.sot_sequence, tokenizer.no_timestamps]
+    # A window may hold as many tokens as the context, which then lacks room for these and the end.
+    tokens = tokens[: model.dims.n_text_ctx - len(start) - 1]
     inputs = mx.array([[*start, *tokens, tokenizer.eot]])
     logits, _, scores = model.decoder(inputs, features[None])
     # The logits at one token are about the next one.

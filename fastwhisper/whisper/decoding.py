@@ -248,8 +248,14 @@ class _Rules:
         """
         banned = self._never if sampled[0] else self._never_at_start
         logits = mx.where(banned, -mx.inf, logits)
-        if not self._has_times:
-            return logits
+        if self._has_times:
+            logits = self._apply_times(logits, sampled)
+        # Where the caller has suppressed all that is left, the text ends.
+        nothing = logits.max(axis=-1, keepdims=True) == -mx.inf
+        return mx.where(nothing & (self._ids == self._tokenizer.eot), 0.0, logits)
+
+    def _apply_times(self, logits: mx.array, sampled: Sequence[Sequence[int]]) -> mx.array:
+        """Demand that times come in pairs, grow, and come where they are likelier than text."""
         ids, begin = self._ids, self._tokenizer.timestamp_begin
         bounds = mx.array([self._bounds(sequence) for sequence in sampled])
         first_text, first_time, last_time = (bounds[:, n : n + 1] for n in range(3))
@@ -259,10 +265,7 @@ class _Rules:
         # Where the times together are likelier than any one token of text, it must be a time.
         time = mx.logsumexp(logits[:, begin:], axis=-1, keepdims=True)
         text = logits[:, :begin].max(axis=-1, keepdims=True)
-        logits = mx.where(is_text & (time > text), -mx.inf, logits)
-        # Where the caller has suppressed all that is left, the text ends.
-        nothing = logits.max(axis=-1, keepdims=True) == -mx.inf
-        return mx.where(nothing & (ids == self._tokenizer.eot), 0.0, logits)
+        return mx.where(is_text & (time > text), -mx.inf, logits)
 
     def _bounds(self, sequence: Sequence[int]) -> tuple[int, int, int]:
         """Return the first text, the first time and the last time that may come next."""

@@ -13,6 +13,7 @@ from mlx_whisper.timing import dtw, median_filter
 
 from fastwhisper.whisper.alignment import align_words, filter_median, warp
 from fastwhisper.whisper.tokenizer import read_tokenizer
+from tests.tiny_models import SPEAKING
 
 RANDOM = np.random.default_rng(0)
 TOKENIZER = read_tokenizer(51864, language="en", task="transcribe")
@@ -59,6 +60,7 @@ class _Listening:
     """A network whose attention follows the tokens, four positions each."""
 
     alignment_heads = mx.array([[0, 0]])
+    dims = SPEAKING
 
     @staticmethod
     def decoder(tokens: mx.array, _: mx.array) -> tuple[mx.array, None, list[mx.array]]:
@@ -79,6 +81,13 @@ def test_words_begin_where_their_tokens_were_heard() -> None:
     assert [word.start_s for word in words] == pytest.approx([0.0, 0.08, 0.16], abs=0.021)
     assert all(one.end_s == other.start_s for one, other in itertools.pairwise(words))
     assert all(0 < word.probability < 1 for word in words)
+
+
+def test_a_window_that_fills_the_context_is_aligned_as_far_as_it_goes() -> None:
+    """448 tokens have no room for the first tokens and the end."""
+    model: Any = _Listening()
+    words = align_words(model, mx.zeros((1500, 1)), TOKENIZER, [1290] * 447, frames=3000)
+    assert 0 < sum(len(word.tokens) for word in words) < 447
 
 
 @pytest.mark.parametrize(("text", "frames"), [("", 3000), (" word", 1), (" word", 0)])

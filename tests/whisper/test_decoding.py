@@ -103,6 +103,7 @@ def test_something_is_always_allowed(sequence: list[int]) -> None:
     """Where all else is suppressed the text ends, with a log-probability that is a number."""
     everything = list(range(SPEAKING.n_vocab))
     assert allowed(sequence, suppress_tokens=everything) == {EOT}
+    assert allowed(sequence, suppress_tokens=everything, without_timestamps=True) == {EOT}
 
 
 def test_rules_are_openais() -> None:

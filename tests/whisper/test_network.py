@@ -138,7 +138,7 @@ def test_a_new_network_draws_nothing_and_takes_no_memory() -> None:
     before = mx.get_active_memory()
     network = Whisper(replace(DIMENSIONS, n_vocab=1 << 20))
     assert network.decoder.token_embedding.weight.nbytes >= 1 << 28
-    assert mx.get_active_memory() - before < 1 << 16
+    assert mx.get_active_memory() - before < 1 << 20
     assert mx.random.uniform().item() == expected.item()
 
 
