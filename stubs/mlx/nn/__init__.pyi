@@ -35,6 +35,17 @@ class LayerNorm(Module):
     def __call__(self, x: mx.array) -> mx.array: ...
 
 class MultiHeadAttention(Module):
+    def __init__(
+        self,
+        dims: int,
+        num_heads: int,
+        query_input_dims: int | None = None,
+        key_input_dims: int | None = None,
+        value_input_dims: int | None = None,
+        value_dims: int | None = None,
+        value_output_dims: int | None = None,
+        bias: bool = False,
+    ) -> None: ...
     @staticmethod
     def create_additive_causal_mask(N: int, dtype: mx.Dtype = ...) -> mx.array: ...
 
