@@ -191,7 +191,9 @@ MULTILINGUAL_SHORT: list[dict[str, Any]] = [
     [(False, 34, options) for options in LONG]
     + [(False, 4, options) for options in SHORT]
     + [(True, 4, options) for options in MULTILINGUAL_SHORT]
-    + [(True, 31, {})],
+    + [(True, 31, {})]
+    + [(False, 80, options) for options in LONG[:2]]
+    + [(True, 80, options) for options in ({"language": "de"}, {"without_timestamps": True})],
     ids=str,
 )
 def test_segments_equal_upstreams(
