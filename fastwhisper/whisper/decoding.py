@@ -148,7 +148,7 @@ def _decode_at(
             chosen = mx.random.categorical(logits / temperature, key=key)
         logprobs = mx.take_along_axis(logits, chosen[:, None], axis=-1)[:, 0]
         logprobs = logprobs - mx.logsumexp(logits, axis=-1)
-        ended = mx.array([tokens_[-1:] == [eot] for tokens_ in sampled])
+        ended = mx.array([sequence[-1:] == [eot] for sequence in sampled])
         sum_logprobs = sum_logprobs + mx.where(ended, 0.0, logprobs)
         chosen = mx.where(ended, eot, chosen)
         found: list[int] = chosen.tolist()  # type: ignore[assignment]
