@@ -10,10 +10,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastwhisper.checkpoint.inspection import Checkpoint, inspect_checkpoint
+    from fastwhisper.checkpoint.read import read_shards
     from fastwhisper.compat import load_model
-    from fastwhisper.core.checkpoint import Checkpoint, inspect_checkpoint
     from fastwhisper.core.repos import resolve_repo
-    from fastwhisper.core.shards import read_shards
     from fastwhisper.errors import (
         AudioError,
         BackendMissingError,
@@ -99,17 +99,17 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Checkpoint": "core.checkpoint",
+    "Checkpoint": "checkpoint.inspection",
     "LoadResult": "readiness",
     "Readiness": "readiness",
     "Session": "session",
     "apply_params": "whisper.params",
     "build_module": "whisper.params",
-    "inspect_checkpoint": "core.checkpoint",
+    "inspect_checkpoint": "checkpoint.inspection",
     "load": "loading",
     "load_model": "compat",
     "open": "session",
-    "read_shards": "core.shards",
+    "read_shards": "checkpoint.read",
     "resolve_repo": "core.repos",
 }
 

@@ -18,9 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
-from fastwhisper.core.checkpoint import CONFIG
-from fastwhisper.core.header import DTYPES
-from fastwhisper.core.network import ALIGNMENT_HEADS
+from fastwhisper.checkpoint.expected import ALIGNMENT_HEADS
+from fastwhisper.checkpoint.files import DTYPES
+from fastwhisper.checkpoint.inspection import CONFIG
 from fastwhisper.errors import InvalidModelFormatError
 from fastwhisper.locks import locked
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     import mlx.core as mx
 
-    from fastwhisper.core.checkpoint import Checkpoint
-    from fastwhisper.core.header import WeightFile
+    from fastwhisper.checkpoint.files import WeightFile
+    from fastwhisper.checkpoint.inspection import Checkpoint
 
 __all__ = [
     "VARIABLE",

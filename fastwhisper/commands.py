@@ -18,8 +18,8 @@ import anyio
 
 from fastwhisper import cache as converted
 from fastwhisper import hub, stages
+from fastwhisper.checkpoint.inspection import inspect_checkpoint
 from fastwhisper.cli import SUBTITLES
-from fastwhisper.core.checkpoint import inspect_checkpoint
 from fastwhisper.core.recipe import word_error_cost
 from fastwhisper.errors import AudioError, HubUnavailableError
 from fastwhisper.session import open as open_session

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
     from mlx_whisper.whisper import Whisper
 
-    from fastwhisper.core.checkpoint import Checkpoint
+    from fastwhisper.checkpoint.inspection import Checkpoint
     from fastwhisper.stages import Params
 
 __all__ = ["load_model"]

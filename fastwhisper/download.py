@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from huggingface_hub import HfApi, constants, errors, hf_hub_url
 
-from fastwhisper.core.checkpoint import CONFIG, PREFERENCE
-from fastwhisper.core.header import read_json
+from fastwhisper.checkpoint.files import read_json
+from fastwhisper.checkpoint.inspection import CONFIG, PREFERENCE
 from fastwhisper.errors import HubUnavailableError, InvalidModelFormatError, ModelNotFoundError
 from fastwhisper.locks import locked
 from fastwhisper.transfer import USER_AGENT, fill, retrying, translated

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from fastwhisper import notes
-from fastwhisper.core.checkpoint import CONFIG, PREFERENCE
-from fastwhisper.core.header import RegularFile, read_json
+from fastwhisper.checkpoint.files import RegularFile, read_json
+from fastwhisper.checkpoint.inspection import CONFIG, PREFERENCE
 from fastwhisper.core.repos import parse_quantization, resolve_repo, sibling_repo
 from fastwhisper.errors import (
     HubUnavailableError,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
 
-    from fastwhisper.core.checkpoint import Checkpoint
+    from fastwhisper.checkpoint.inspection import Checkpoint
     from fastwhisper.hub import Location
     from fastwhisper.stages import Params
     from fastwhisper.values import DtypeName, LoadOverrides, Progress, WhisperModel

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fastwhisper import cache
 
 if TYPE_CHECKING:
-    from fastwhisper.core.header import WeightFile
+    from fastwhisper.checkpoint.files import WeightFile
 
 __all__ = ["note_confirmed", "note_sha256", "recall_confirmed", "recall_sha256"]
 

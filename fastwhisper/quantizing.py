@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fastwhisper import engine
-from fastwhisper.core.checkpoint import CONFIG
-from fastwhisper.core.network import expected_shapes
+from fastwhisper.checkpoint.expected import expected_shapes
+from fastwhisper.checkpoint.inspection import CONFIG
 from fastwhisper.core.recipe import INT4_SHARE, choose_precision, describe_precision
 from fastwhisper.engine import Lane
 from fastwhisper.errors import InvalidModelFormatError

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from fastwhisper import cache, engine, notes
 from fastwhisper.backend import import_mlx
-from fastwhisper.core.checkpoint import (
+from fastwhisper.checkpoint.inspection import (
     SAFETENSORS,
     confirm_checkpoint,
     fingerprint_headers,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     import mlx.core as mx
 
-    from fastwhisper.core.checkpoint import Checkpoint
+    from fastwhisper.checkpoint.inspection import Checkpoint
     from fastwhisper.values import DtypeName
     from fastwhisper.whisper.network import Whisper
 
@@ -143,7 +143,7 @@ def read(
     import_mlx()
     import mlx.core as mx  # noqa: PLC0415
 
-    from fastwhisper.core.shards import read_shards  # noqa: PLC0415
+    from fastwhisper.checkpoint.read import read_shards  # noqa: PLC0415
 
     arrays: Params = {}
     for group in map(dict, read_shards(lane)):
@@ -216,7 +216,7 @@ def keep_converted(checkpoint: Checkpoint, on_group: Callable[[int], object]) ->
         checkpoint: As inspected.
         on_group: Called with the bytes of each group that was written.
     """
-    from fastwhisper.core.shards import read_shards  # noqa: PLC0415
+    from fastwhisper.checkpoint.read import read_shards  # noqa: PLC0415
 
     def groups() -> Iterator[Mapping[str, mx.array]]:
         for group in read_shards(checkpoint):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import mlx.core as mx
 import numpy as np
 
-from fastwhisper.core.network import expected_shapes
+from fastwhisper.checkpoint.expected import expected_shapes
 from fastwhisper.values import Dimensions, Quantization
 
 if TYPE_CHECKING:

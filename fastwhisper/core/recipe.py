@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from fastwhisper.core.network import expected_shapes
+from fastwhisper.checkpoint.expected import expected_shapes
 from fastwhisper.values import ModulePrecision, Quantization
 
 if TYPE_CHECKING:

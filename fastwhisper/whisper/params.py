@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Final, cast
 
 import mlx.core as mx
 
-from fastwhisper.core.header import to_path
-from fastwhisper.core.network import ALIGNMENT_HEADS, Findings
+from fastwhisper.checkpoint.expected import ALIGNMENT_HEADS, Findings
+from fastwhisper.checkpoint.files import to_path
 from fastwhisper.whisper.network import Whisper
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from mlx import nn
 
-    from fastwhisper.core.checkpoint import Checkpoint
+    from fastwhisper.checkpoint.inspection import Checkpoint
     from fastwhisper.values import DtypeName
 
 __all__ = ["UNPACK_ROWS", "apply_params", "build_module"]

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastwhisper.core.checkpoint import (
+from fastwhisper.checkpoint.inspection import (
     PREFERENCE,
     Checkpoint,
     TensorPlan,

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastwhisper.core.header import (
+from fastwhisper.checkpoint.files import (
     DTYPES,
     MAX_HEADER_BYTES,
     MAX_JSON_BYTES,

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 
-from fastwhisper.core import shards
-from fastwhisper.core.checkpoint import confirm_checkpoint, inspect_checkpoint
-from fastwhisper.core.huggingface import KEYS, parse_huggingface_dimensions
-from fastwhisper.core.network import LIMITS
-from fastwhisper.core.shards import read_shards
+from fastwhisper.checkpoint import read as shards
+from fastwhisper.checkpoint.expected import LIMITS
+from fastwhisper.checkpoint.huggingface import KEYS, parse_huggingface_dimensions
+from fastwhisper.checkpoint.inspection import confirm_checkpoint, inspect_checkpoint
+from fastwhisper.checkpoint.read import read_shards
 from fastwhisper.errors import InvalidModelFormatError
 from fastwhisper.whisper.params import apply_params, build_module
 from tests.tiny_models import (
@@ -34,7 +34,7 @@ from tests.tiny_models import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fastwhisper.core.header import RegularFile, TensorPlan
+    from fastwhisper.checkpoint.files import RegularFile, TensorPlan
     from tests.tiny_models import Arrays, LayoutName
 
 WEIGHTS: Final = "model.safetensors"

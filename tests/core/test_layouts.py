@@ -12,15 +12,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastwhisper.core.layouts import MAX_VARIABLES, parse_alignment_heads, plan_ctranslate2
-from fastwhisper.core.network import check_tensors
+from fastwhisper.checkpoint.ctranslate2 import (
+    MAX_VARIABLES,
+    parse_alignment_heads,
+    plan_ctranslate2,
+)
+from fastwhisper.checkpoint.expected import check_tensors
 from fastwhisper.errors import InvalidModelFormatError
 from tests.tiny_models import SMALLEST, ctranslate2_bytes, ctranslate2_variables, make_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fastwhisper.core.header import TensorPlan
+    from fastwhisper.checkpoint.files import TensorPlan
     from fastwhisper.values import Dimensions
 
 WHERE = Path("model.bin")

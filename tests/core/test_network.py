@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastwhisper.core.network import (
+from fastwhisper.checkpoint.expected import (
     LIMITS,
     check_dimensions,
     check_quantization,

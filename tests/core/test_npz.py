@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastwhisper.core.npz import plan_npz
+from fastwhisper.checkpoint.npz import plan_npz
 from fastwhisper.errors import InvalidModelFormatError
 from tests.tiny_models import npz_bytes
 
 if TYPE_CHECKING:
-    from fastwhisper.core.header import TensorPlan
+    from fastwhisper.checkpoint.files import TensorPlan
 
 WHERE = Path("weights.npz")
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastwhisper.core.network import BITS, GROUP_SIZES
+from fastwhisper.checkpoint.expected import BITS, GROUP_SIZES
 from fastwhisper.core.quantize import (
     Grid,
     compensate,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastwhisper.core.network import check_quantization, expected_shapes
+from fastwhisper.checkpoint.expected import check_quantization, expected_shapes
 from fastwhisper.core.recipe import (
     INT4_SHARE,
     choose_precision,

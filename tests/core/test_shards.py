@@ -16,9 +16,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from fastwhisper.core import shards
-from fastwhisper.core.checkpoint import Checkpoint, inspect_checkpoint
-from fastwhisper.core.shards import read_shards
+from fastwhisper.checkpoint import read as shards
+from fastwhisper.checkpoint.inspection import Checkpoint, inspect_checkpoint
+from fastwhisper.checkpoint.read import read_shards
 from fastwhisper.errors import InvalidModelFormatError
 from tests.tiny_models import (
     LayoutName,
@@ -321,7 +321,7 @@ def test_deflated_member_of_another_length_is_noticed(extra: int, tmp_path: Path
 
 
 def _plan(directory: Path) -> Any:
-    from fastwhisper.core.npz import plan_npz  # noqa: PLC0415 - for this helper only
+    from fastwhisper.checkpoint.npz import plan_npz  # noqa: PLC0415 - for this helper only
 
     data = (directory / "weights.npz").read_bytes()
     path = directory / "weights.npz"
@@ -329,7 +329,7 @@ def _plan(directory: Path) -> Any:
 
 
 def _seen(directory: Path) -> Any:
-    from fastwhisper.core.header import RegularFile  # noqa: PLC0415 - for this helper only
+    from fastwhisper.checkpoint.files import RegularFile  # noqa: PLC0415 - for this helper only
 
     with RegularFile(directory / "weights.npz") as file:
         return file.seen
@@ -365,9 +365,9 @@ def test_reading_works_with_stdin_closed(
     """With descriptor 0 free MLX's own open fails, also if it is freed after ours."""
     code = (
         "import os, sys\n"
-        "from fastwhisper.core.checkpoint import inspect_checkpoint\n"
-        "from fastwhisper.core.header import RegularFile\n"
-        "from fastwhisper.core.shards import read_shards\n"
+        "from fastwhisper.checkpoint.inspection import inspect_checkpoint\n"
+        "from fastwhisper.checkpoint.files import RegularFile\n"
+        "from fastwhisper.checkpoint.read import read_shards\n"
         "found = inspect_checkpoint(sys.argv[1])\n"
         "must_be = RegularFile.must_be\n"
         "def free(*args, **options):\n"

@@ -13,8 +13,8 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 import fastwhisper
-from fastwhisper.core.checkpoint import inspect_checkpoint
-from fastwhisper.core.shards import read_shards
+from fastwhisper.checkpoint.inspection import inspect_checkpoint
+from fastwhisper.checkpoint.read import read_shards
 from fastwhisper.values import Dimensions
 from fastwhisper.whisper.params import apply_params, build_module
 from tests.tiny_models import huggingface_config, write_arrays

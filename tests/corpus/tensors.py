@@ -193,7 +193,7 @@ def _packed_cases() -> Iterator[Case]:
 
 def _dimensions_that_fit_no_memory(directory: Path) -> None:
     """Describe a network of terabytes, each dimension within its limit, and a file as long."""
-    from fastwhisper.core.network import expected_shapes  # noqa: PLC0415 - for this case only
+    from fastwhisper.checkpoint.expected import expected_shapes  # noqa: PLC0415 - for this case only
 
     huge = replace(
         SMALLEST,

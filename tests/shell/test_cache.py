@@ -15,14 +15,14 @@ import mlx.core as mx
 import pytest
 
 from fastwhisper import cache, notes
-from fastwhisper.core.checkpoint import inspect_checkpoint
-from fastwhisper.core.shards import read_shards
+from fastwhisper.checkpoint.inspection import inspect_checkpoint
+from fastwhisper.checkpoint.read import read_shards
 from tests.tiny_models import write_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from fastwhisper.core.checkpoint import Checkpoint
+    from fastwhisper.checkpoint.inspection import Checkpoint
 
 WATCHDOG_S = 60
 
@@ -413,8 +413,8 @@ def test_two_threads_store_once(original: Checkpoint) -> None:
 SCRIPT = """
 import sys, time
 from fastwhisper import cache
-from fastwhisper.core.checkpoint import inspect_checkpoint
-from fastwhisper.core.shards import read_shards
+from fastwhisper.checkpoint.inspection import inspect_checkpoint
+from fastwhisper.checkpoint.read import read_shards
 
 def groups():
     yield from read_shards(checkpoint.select("encoder."))

@@ -15,7 +15,7 @@ import pytest
 
 import fastwhisper
 from fastwhisper import ModelNotFoundError
-from fastwhisper.core.network import expected_shapes
+from fastwhisper.checkpoint.expected import expected_shapes
 from fastwhisper.values import Dimensions
 from tests.shell.gates import STAGES
 from tests.tiny_models import SPEAKING, with_header

@@ -30,7 +30,7 @@ from fastwhisper import (
     cache,
     stages,
 )
-from fastwhisper.core import checkpoint as checkpoint_module
+from fastwhisper.checkpoint import inspection as checkpoint_module
 from fastwhisper.whisper.params import UNPACK_ROWS
 from tests.shell.gates import STAGES, Gate
 from tests.tiny_models import SMALLEST, SPEAKING
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from fastwhisper.core.checkpoint import Checkpoint
+    from fastwhisper.checkpoint.inspection import Checkpoint
     from tests.tiny_models import LayoutName
 
 pytestmark = pytest.mark.anyio

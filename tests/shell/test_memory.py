@@ -19,7 +19,7 @@ import pytest
 
 import fastwhisper
 from fastwhisper import LoadingFailedError, engine
-from fastwhisper.core.network import expected_shapes
+from fastwhisper.checkpoint.expected import expected_shapes
 from fastwhisper.engine import Lane
 from fastwhisper.values import Dimensions
 from tests.shell.gates import STAGES, Gate

@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 from mlx_whisper.whisper import ModelDimensions
 from mlx_whisper.whisper import Whisper as UpstreamWhisper
 
-from fastwhisper.core.network import expected_shapes
+from fastwhisper.checkpoint.expected import expected_shapes
 from fastwhisper.values import Dimensions, ModulePrecision
 from fastwhisper.whisper.network import Whisper, compute_sinusoids
 from fastwhisper.whisper.params import UNPACK_ROWS, apply_params

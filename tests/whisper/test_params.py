@@ -12,8 +12,8 @@ import pytest
 from mlx import nn
 from mlx.utils import tree_flatten
 
-from fastwhisper.core.checkpoint import inspect_checkpoint
-from fastwhisper.core.shards import read_shards
+from fastwhisper.checkpoint.inspection import inspect_checkpoint
+from fastwhisper.checkpoint.read import read_shards
 from fastwhisper.errors import InvalidModelFormatError
 from fastwhisper.values import ModulePrecision
 from fastwhisper.whisper.network import Linear, Packing
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from fastwhisper.core.checkpoint import Checkpoint
+    from fastwhisper.checkpoint.inspection import Checkpoint
     from fastwhisper.values import DtypeName
     from fastwhisper.whisper.network import Whisper
 

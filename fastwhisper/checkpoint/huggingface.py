@@ -11,15 +11,15 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from fastwhisper.core.header import shown
-from fastwhisper.core.network import FLOATS, Findings, brief, parse_dimensions
+from fastwhisper.checkpoint.expected import FLOATS, Findings, brief, parse_dimensions
+from fastwhisper.checkpoint.files import shown
 from fastwhisper.errors import InvalidModelFormatError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from fastwhisper.core.header import TensorPlan
+    from fastwhisper.checkpoint.files import TensorPlan
     from fastwhisper.values import Dimensions
 
 __all__ = [

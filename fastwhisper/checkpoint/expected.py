@@ -10,7 +10,7 @@ import math
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Final
 
-from fastwhisper.core.header import shown
+from fastwhisper.checkpoint.files import shown
 from fastwhisper.errors import InvalidModelFormatError
 from fastwhisper.values import Dimensions, ModulePrecision
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from fastwhisper.core.header import RegularFile, parse_safetensors, read_json, shown
+from fastwhisper.checkpoint.files import RegularFile, parse_safetensors, read_json, shown
 from fastwhisper.errors import InvalidModelFormatError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from fastwhisper.core.header import TensorPlan, WeightFile
+    from fastwhisper.checkpoint.files import TensorPlan, WeightFile
 
 __all__ = ["plan_shards"]
 

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Final
 
 import mlx.core as mx
 
-from fastwhisper.core.checkpoint import SAFETENSORS
-from fastwhisper.core.header import RegularFile, shown
+from fastwhisper.checkpoint.files import RegularFile, shown
+from fastwhisper.checkpoint.inspection import SAFETENSORS
 from fastwhisper.errors import InvalidModelFormatError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from fastwhisper.core.checkpoint import Checkpoint
-    from fastwhisper.core.header import TensorPlan, WeightFile
+    from fastwhisper.checkpoint.files import TensorPlan, WeightFile
+    from fastwhisper.checkpoint.inspection import Checkpoint
 
 __all__ = ["GROUP_BYTES", "read_shards"]
 

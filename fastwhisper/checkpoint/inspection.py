@@ -9,7 +9,13 @@ from itertools import accumulate, pairwise
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal
 
-from fastwhisper.core.header import (
+from fastwhisper.checkpoint.expected import (
+    check_quantization,
+    check_tensors,
+    expected_shapes,
+    parse_dimensions,
+)
+from fastwhisper.checkpoint.files import (
     DTYPES,
     RegularFile,
     TensorPlan,
@@ -21,19 +27,13 @@ from fastwhisper.core.header import (
     shown,
     to_path,
 )
-from fastwhisper.core.huggingface import (
+from fastwhisper.checkpoint.huggingface import (
     has_huggingface_names,
     is_huggingface_config,
     parse_huggingface_dimensions,
     translate,
 )
-from fastwhisper.core.index import plan_shards
-from fastwhisper.core.network import (
-    check_quantization,
-    check_tensors,
-    expected_shapes,
-    parse_dimensions,
-)
+from fastwhisper.checkpoint.index import plan_shards
 from fastwhisper.errors import InvalidModelFormatError
 from fastwhisper.values import Quantization
 
@@ -242,7 +242,7 @@ def _inspect_named(
     layout: Layout = "safetensors"
     left_out: list[TensorPlan] = []
     if where.suffix == ".npz":
-        from fastwhisper.core.npz import plan_npz  # noqa: PLC0415  for this layout alone
+        from fastwhisper.checkpoint.npz import plan_npz  # noqa: PLC0415  for this layout alone
 
         layout = "npz"
         with RegularFile(where) as file:
@@ -261,7 +261,7 @@ def _inspect_named(
     check_quantization(config, precision, directory / CONFIG)
     heads = None
     if foreign and GENERATION_CONFIG in names:
-        from fastwhisper.core.layouts import parse_alignment_heads  # noqa: PLC0415  as above
+        from fastwhisper.checkpoint.ctranslate2 import parse_alignment_heads  # noqa: PLC0415  as above
 
         generation = read_json(directory / GENERATION_CONFIG)
         heads = parse_alignment_heads(generation, dimensions, directory / GENERATION_CONFIG)
@@ -279,7 +279,7 @@ def _inspect_named(
 
 def _inspect_ctranslate2(directory: Path, where: Path, config: dict[str, object]) -> Checkpoint:
     """Plan a CTranslate2 checkpoint; its config has no dimensions."""
-    from fastwhisper.core.layouts import parse_alignment_heads, plan_ctranslate2  # noqa: PLC0415
+    from fastwhisper.checkpoint.ctranslate2 import parse_alignment_heads, plan_ctranslate2  # noqa: PLC0415
 
     with RegularFile(where) as file:
         tensors, dimensions = plan_ctranslate2(file.read_at, file.seen.size_bytes, where, 0)

@@ -13,7 +13,7 @@ import zlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from fastwhisper.core.header import DTYPES, MAX_RANK, TensorPlan, shown
+from fastwhisper.checkpoint.files import DTYPES, MAX_RANK, TensorPlan, shown
 from fastwhisper.errors import InvalidModelFormatError
 
 if TYPE_CHECKING:

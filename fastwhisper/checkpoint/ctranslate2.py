@@ -12,8 +12,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from fastwhisper.core.header import MAX_RANK, TensorPlan, shown
-from fastwhisper.core.network import ALIGNMENT_HEADS, HEAD_WIDTH, brief, check_dimensions
+from fastwhisper.checkpoint.expected import ALIGNMENT_HEADS, HEAD_WIDTH, brief, check_dimensions
+from fastwhisper.checkpoint.files import MAX_RANK, TensorPlan, shown
 from fastwhisper.errors import InvalidModelFormatError
 from fastwhisper.values import Dimensions
 
