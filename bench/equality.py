@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 
 import fastwhisper
-from fastwhisper import blas
+from fastwhisper.engine import blas
 
 blas.prepare()
 

@@ -48,7 +48,7 @@ anyio.run(main, sys.argv[1], sys.argv[2], int(sys.argv[3]))
 """
 UPSTREAMS: Final = """
 import json, resource, sys, time
-from fastwhisper import blas
+from fastwhisper.engine import blas
 blas.prepare()
 import mlx.core as mx
 from mlx_whisper.load_models import load_model
@@ -68,7 +68,7 @@ print(json.dumps({
 EQUAL: Final = """
 import sys
 import anyio, fastwhisper
-from fastwhisper import blas
+from fastwhisper.engine import blas
 blas.prepare()
 import mlx.core as mx
 from mlx_whisper.transcribe import ModelHolder, transcribe

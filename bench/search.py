@@ -16,8 +16,9 @@ from unittest import mock
 
 import anyio
 
-from fastwhisper import blas, engine, quantizing
+from fastwhisper import quantizing
 from fastwhisper.core import recipe as recipes
+from fastwhisper.engine import blas, threads
 from fastwhisper.values import ModulePrecision, Quantization
 
 blas.prepare()
@@ -67,7 +68,7 @@ def _quantize(model: str, out: Path, text: str) -> None:
 
 def _plainly(work: quantizing.Work) -> Iterator[Rounded]:
     model: Whisper = work.model
-    return calibrate.round_plainly(model, work.precision, check=engine.check)
+    return calibrate.round_plainly(model, work.precision, check=threads.check)
 
 
 _CALIBRATED = quantizing.Work.rounded

@@ -27,9 +27,9 @@ from whisper_normalizer.english import EnglishTextNormalizer
 
 import fastwhisper
 from bench.speech import TEXTS, Utterance, kept, packaged, recorded, synthesized
-from fastwhisper import blas, engine
 from fastwhisper.core.recipe import share_of_float16
-from fastwhisper.engine import Lane
+from fastwhisper.engine import blas, threads
+from fastwhisper.engine.threads import Lane
 from fastwhisper.quantizing import quantize
 
 blas.prepare()
@@ -133,9 +133,9 @@ async def _transcripts(
     """Transcribe what is not kept from an earlier run; also give the share of float16's bytes."""
     async with fastwhisper.open(place) as session:
         checkpoint = fastwhisper.inspect_checkpoint(session.result.path)
-        on_gpu = await engine.run(engine.computes_on_gpu, Lane.COMPUTE)
+        on_gpu = await threads.run(threads.computes_on_gpu, Lane.COMPUTE)
         if not on_gpu and not packed:
-            await engine.run(partial(_unpack, session.result.model), Lane.COMPUTE)
+            await threads.run(partial(_unpack, session.result.model), Lane.COMPUTE)
         known = _Known(checkpoint, f"{_SETTINGS} {on_gpu} {packed}")
         texts = []
         for utterance in utterances:

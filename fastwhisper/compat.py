@@ -10,9 +10,10 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from fastwhisper import engine, hub, stages
-from fastwhisper.backend import import_mlx
-from fastwhisper.engine import Lane
+from fastwhisper import hub, stages
+from fastwhisper.engine import threads
+from fastwhisper.engine.backend import import_mlx
+from fastwhisper.engine.threads import Lane
 from fastwhisper.errors import BackendMissingError
 from fastwhisper.values import LoadOptions, Quantization
 
@@ -54,37 +55,37 @@ def load_model(path_or_hf_repo: str | os.PathLike[str], dtype: mx.Dtype | None =
 
     def locate() -> Checkpoint:
         hub.check_form(model, Quantization.FLOAT16)
-        return stages.inspect(hub.locate(model, LoadOptions.DEFAULT, check=engine.check).path)
+        return stages.inspect(hub.locate(model, LoadOptions.DEFAULT, check=threads.check).path)
 
-    checkpoint = engine.run_blocking(locate, Lane.FILES)
-    jobs: list[engine.Job[Params]] = [
-        engine.submit(partial(stages.read, share, dtype=None), Lane.READ)
-        for share in checkpoint.split(engine.READERS)
+    checkpoint = threads.run_blocking(locate, Lane.FILES)
+    jobs: list[threads.Job[Params]] = [
+        threads.submit(partial(stages.read, share, dtype=None), Lane.READ)
+        for share in checkpoint.split(threads.READERS)
     ]
-    confirm = engine.submit(partial(stages.confirm, checkpoint), Lane.FILES)
-    network = engine.submit(_import_network, Lane.FILES)
+    confirm = threads.submit(partial(stages.confirm, checkpoint), Lane.FILES)
+    network = threads.submit(_import_network, Lane.FILES)
     params: Params = {}
     built: list[Whisper] = []
     try:
-        build = partial(_build, engine.wait_for(network), checkpoint, dtype)
-        built.append(engine.run_blocking(build, Lane.COMPUTE))
-        engine.wait_for(confirm)
+        build = partial(_build, threads.wait_for(network), checkpoint, dtype)
+        built.append(threads.run_blocking(build, Lane.COMPUTE))
+        threads.wait_for(confirm)
         for job in jobs:
-            share: Params = engine.wait_for(job)
+            share: Params = threads.wait_for(job)
             params.update(share)
             del share
-        engine.run_blocking(partial(stages.apply, checkpoint, built[0], params), Lane.COMPUTE)
+        threads.run_blocking(partial(stages.apply, checkpoint, built[0], params), Lane.COMPUTE)
     except BaseException as error:
-        engine.stop(confirm)
-        engine.stop(network)
+        threads.stop(confirm)
+        threads.stop(network)
         for job in jobs:
-            engine.stop(job)
+            threads.stop(job)
         params.clear()
         built.clear()
         traceback.clear_frames(error.__traceback__)
         raise
     if stages.is_slow_to_read(checkpoint):
-        engine.submit(partial(stages.keep_converted, checkpoint, int), Lane.READ)
+        threads.submit(partial(stages.keep_converted, checkpoint, int), Lane.READ)
     return built[0]
 
 

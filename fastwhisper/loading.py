@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
-from fastwhisper import backend, engine, hub, stages, tasks
+from fastwhisper import hub, stages
 from fastwhisper.core.repos import parse_quantization
-from fastwhisper.engine import Lane
+from fastwhisper.engine import backend, tasks, threads
+from fastwhisper.engine.threads import Lane
 from fastwhisper.errors import QuantizedModelNotAvailableError
 from fastwhisper.progress import Meter
 from fastwhisper.readiness import LoadResult, Readiness
@@ -122,8 +123,8 @@ class Load:
         tasks.hold_interrupts()
         options = dataclasses.replace(options, **overrides)
         # Without waiting: what imports the same later raises what this one may have met.
-        engine.submit(stages.import_network, Lane.READ)
-        await engine.run(partial(hub.check_form, model, options.quant), Lane.FILES)
+        threads.submit(stages.import_network, Lane.READ)
+        await threads.run(partial(hub.check_form, model, options.quant), Lane.FILES)
         return cls(model, options, on_progress, quant_given="quant" in overrides)
 
     async def locate(self) -> LoadResult:
@@ -137,13 +138,13 @@ class Load:
         self._meter.report("resolve", 0, None)
         with self._span("locate"):
             find = partial(hub.find, self.model, self.options)
-            location = await engine.run(find, Lane.FILES)
+            location = await threads.run(find, Lane.FILES)
         if location is None:
             with self._span("download"):
                 location = await self._download()
         with self._span("inspect"):
             inspect = partial(stages.inspect, location.path)
-            self._checkpoint = await engine.run(inspect, Lane.FILES)
+            self._checkpoint = await threads.run(inspect, Lane.FILES)
             stages.require_text(self._checkpoint)
         self.result = self._describe(location, self._checkpoint)
         stages.warn_of_lost_words(self.model_name, self._checkpoint)
@@ -155,9 +156,9 @@ class Load:
             self._meter.report("download", done_bytes, total_bytes)
 
         fetch = partial(
-            hub.fetch, self.model_name, self.options, on_bytes=on_bytes, check=engine.check
+            hub.fetch, self.model_name, self.options, on_bytes=on_bytes, check=threads.check
         )
-        return await engine.run_abandonable(fetch)
+        return await threads.run_abandonable(fetch)
 
     def _describe(self, location: Location, checkpoint: Checkpoint) -> LoadResult:
         actual = checkpoint.actual
@@ -191,7 +192,7 @@ class Load:
         except BaseException as error:
             # The frames of what failed hold arrays that must not be used, nor outlive it.
             traceback.clear_frames(error.__traceback__)
-            await engine.release(params, built)
+            await threads.release(params, built)
             raise
         stats = LoadStats(
             bytes_read=checkpoint.total_bytes,
@@ -203,17 +204,17 @@ class Load:
 
     async def _finish(self, checkpoint: Checkpoint, params: Params, built: list[Whisper]) -> None:
         async def read(share: Checkpoint) -> None:
-            params.update(await engine.run(partial(self._read, share), Lane.READ))
+            params.update(await threads.run(partial(self._read, share), Lane.READ))
 
         async def confirm() -> None:
             with self._span("confirm"):
-                await engine.run(partial(stages.confirm, checkpoint), Lane.FILES)
+                await threads.run(partial(stages.confirm, checkpoint), Lane.FILES)
 
         async def build() -> None:
-            built.append(await engine.run(partial(self._build, checkpoint), Lane.READ))
+            built.append(await threads.run(partial(self._build, checkpoint), Lane.READ))
 
         async def warm_up() -> None:
-            dtype = await engine.run(self._begin_warm_up, Lane.COMPUTE)
+            dtype = await threads.run(self._begin_warm_up, Lane.COMPUTE)
             if dtype is not None:
                 mel = partial(stages.warm_mel, checkpoint)
                 await tasks.side_by_side(
@@ -239,10 +240,10 @@ class Load:
                 await self._prepare_text()
 
         self._meter.report("read", 0, checkpoint.total_bytes)
-        readers = [partial(read, share) for share in checkpoint.split(engine.READERS)]
+        readers = [partial(read, share) for share in checkpoint.split(threads.READERS)]
         await tasks.side_by_side(prepare_text, warm_up, build, confirm, *readers)
         with self._span("apply"):
-            await engine.run(partial(stages.apply, checkpoint, built[0], params), Lane.COMPUTE)
+            await threads.run(partial(stages.apply, checkpoint, built[0], params), Lane.COMPUTE)
 
     @tasks.uninterrupted
     async def finish_in_background(self) -> None:
@@ -272,9 +273,9 @@ class Load:
     def submit_follow_up(self) -> None:
         """Have the same done by nobody's leave: for a load that nothing closes."""
         checkpoint = self._inspected()
-        engine.submit(partial(stages.prepare_text, checkpoint), Lane.FILES)
+        threads.submit(partial(stages.prepare_text, checkpoint), Lane.FILES)
         if stages.is_slow_to_read(checkpoint):
-            engine.submit(partial(stages.keep_converted, checkpoint, int), Lane.READ)
+            threads.submit(partial(stages.keep_converted, checkpoint, int), Lane.READ)
 
     def _inspected(self) -> Checkpoint:
         if self._checkpoint is None:
@@ -285,7 +286,7 @@ class Load:
         count = partial(self._meter.add, "convert")
 
         async def convert() -> None:
-            await engine.run(partial(stages.keep_converted, checkpoint, count), Lane.READ)
+            await threads.run(partial(stages.keep_converted, checkpoint, count), Lane.READ)
 
         self._meter.report("convert", 0, checkpoint.total_bytes)
         try:
@@ -302,14 +303,14 @@ class Load:
     async def _prepare_text(self) -> None:
         prepare = partial(stages.prepare_text, self._inspected())
         with self._span("tokenizer"):
-            await engine.run(prepare, Lane.FILES)
+            await threads.run(prepare, Lane.FILES)
 
     async def _warm(self, stage: Callable[[], None], lane: Lane) -> None:
         def warm() -> None:
             with self._span("warm-up"):
                 stage()
 
-        await engine.run(warm, lane)
+        await threads.run(warm, lane)
 
     async def _report_while(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Do something while progress is reported; what the callback raises is raised."""
@@ -346,7 +347,7 @@ class Load:
 
     def _begin_warm_up(self) -> DtypeName | None:
         wanted = self.options.warm_up
-        if not (engine.computes_on_gpu() if wanted is None else wanted):
+        if not (threads.computes_on_gpu() if wanted is None else wanted):
             return None
         self._meter.report("warm-up", 0, None)
         return stages.compute_dtype(self.dtype)

@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from fastwhisper import engine
 from fastwhisper.checkpoint.expected import expected_shapes
 from fastwhisper.checkpoint.inspection import CONFIG
 from fastwhisper.core.recipe import INT4_SHARE, choose_precision, describe_precision
-from fastwhisper.engine import Lane
+from fastwhisper.engine import threads
+from fastwhisper.engine.threads import Lane
 from fastwhisper.errors import InvalidModelFormatError
 from fastwhisper.loading import load
 from fastwhisper.values import Progress, Quantization
@@ -79,7 +79,7 @@ async def quantize(
     if wanted is Quantization.FLOAT16:
         raise ValueError("float16 is no quantization: choose int8 or int4")
     place = Path(out)
-    await engine.run(partial(_must_be_free, place), Lane.READ)
+    await threads.run(partial(_must_be_free, place), Lane.READ)
     result = await load(
         model, quant="float16", fallback=None, dtype="float32", warm_up=False,
         on_progress=on_progress,
@@ -87,7 +87,7 @@ async def quantize(
     work = Work(result.model, wanted, INT4_SHARE if share is None else share)
     steps = work.steps()
     try:
-        while (done := await engine.run(partial(next, steps, None), Lane.COMPUTE)) is not None:
+        while (done := await threads.run(partial(next, steps, None), Lane.COMPUTE)) is not None:
             if on_progress is not None:
                 on_progress(done)
     except FloatingPointError as error:
@@ -99,7 +99,7 @@ async def quantize(
         ) from error
     finally:
         steps.close()
-    await engine.run(partial(_write, place, work.config(), work.arrays), Lane.READ)
+    await threads.run(partial(_write, place, work.config(), work.arrays), Lane.READ)
     return place
 
 
@@ -147,9 +147,9 @@ class Work:
         from fastwhisper.core import calibrate  # noqa: PLC0415  imports MLX
 
         if self._quant is Quantization.INT8:
-            return calibrate.round_plainly(self.model, self.precision, check=engine.check)
+            return calibrate.round_plainly(self.model, self.precision, check=threads.check)
         speech = list(_hear(self.model))
-        return calibrate.calibrate(self.model, speech, self.precision, check=engine.check)
+        return calibrate.calibrate(self.model, speech, self.precision, check=threads.check)
 
 
 def _hear(model: Whisper) -> Iterator[Heard]:
@@ -162,13 +162,13 @@ def _hear(model: Whisper) -> Iterator[Heard]:
 
     for language in _LANGUAGES if model.is_multilingual else _LANGUAGES[:1]:
         file = Path(__file__).parent / "data" / _SPEECH.format(language=language)
-        samples = load_audio(file, check=engine.check)
+        samples = load_audio(file, check=threads.check)
         settings = DecodeSettings.from_options(language=language, temperature=0.0)
         # Half a window at the end is what the codec adds.
         for start in range(0, len(samples) - _WINDOW_SAMPLES // 2, _WINDOW_SAMPLES):
             window = samples[start : start + _WINDOW_SAMPLES]
-            mel = open_mel(window, n_mels=model.dims.n_mels, check=engine.check)
-            decoder = WindowDecoder(model, mel, settings, fp16=False, check=engine.check)
+            mel = open_mel(window, n_mels=model.dims.n_mels, check=threads.check)
+            decoder = WindowDecoder(model, mel, settings, fp16=False, check=threads.check)
             audio = decoder.encode(0, WINDOW_FRAMES)
             result = decoder.decode(audio, [], start_frame=0)
             tokens = result.tokens if result.compression_ratio <= _LOOPING else []
@@ -194,7 +194,7 @@ def _write(place: Path, config: Mapping[str, object], arrays: Arrays) -> None:
         (unfinished / WEIGHTS).write_bytes(save(arrays))
         for path in (unfinished / CONFIG, unfinished / WEIGHTS, unfinished):
             _sync(path)
-        engine.check()
+        threads.check()
         unfinished.rename(place)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)

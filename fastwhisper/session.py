@@ -11,8 +11,8 @@ from weakref import WeakSet
 
 import anyio
 
-from fastwhisper import engine, tasks
-from fastwhisper.engine import Lane
+from fastwhisper.engine import tasks, threads
+from fastwhisper.engine.threads import Lane
 from fastwhisper.errors import ModelNotReadyError, SessionClosedError
 from fastwhisper.loading import Load
 from fastwhisper.values import LoadOptions
@@ -226,7 +226,7 @@ class Session:
         with anyio.CancelScope() as scope:
             self._running.add(scope)
             try:
-                return await engine.run(function, lane)
+                return await threads.run(function, lane)
             finally:
                 self._running.discard(scope)
                 if not self._running:
@@ -247,7 +247,7 @@ class Session:
                 await self._idle.wait()
             for stream in self._streams:
                 stream.close()
-            await engine.release(self._given_up)
+            await threads.release(self._given_up)
 
 
 class SegmentStream:
@@ -324,10 +324,10 @@ class SegmentStream:
         from fastwhisper.windows import transcribe_windows  # noqa: PLC0415
 
         model = self._job.readiness.model()
-        mel = open_mel(self._audio, n_mels=model.dims.n_mels, check=engine.check)
+        mel = open_mel(self._audio, n_mels=model.dims.n_mels, check=threads.check)
         self._duration_s = mel.duration_s
         return transcribe_windows(
-            model, mel, self._settings, fp16=self._job.dtype == "float16", check=engine.check
+            model, mel, self._settings, fp16=self._job.dtype == "float16", check=threads.check
         )
 
 

@@ -10,8 +10,7 @@ import logging
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from fastwhisper import cache, engine, notes
-from fastwhisper.backend import import_mlx
+from fastwhisper import cache, notes
 from fastwhisper.checkpoint.inspection import (
     SAFETENSORS,
     confirm_checkpoint,
@@ -19,6 +18,8 @@ from fastwhisper.checkpoint.inspection import (
     inspect_checkpoint,
 )
 from fastwhisper.core.recipe import word_error_cost
+from fastwhisper.engine import threads
+from fastwhisper.engine.backend import import_mlx
 from fastwhisper.errors import InvalidModelFormatError, TokenizationFailedError
 from fastwhisper.whisper.languages import VOCAB_WITHOUT_LANGUAGES
 
@@ -121,7 +122,7 @@ def compute_dtype(chosen: DtypeName | None) -> DtypeName:
 
     On a CPU MLX multiplies quantized matrices about 70 times faster in float32.
     """
-    return chosen or ("float16" if engine.computes_on_gpu() else "float32")
+    return chosen or ("float16" if threads.computes_on_gpu() else "float32")
 
 
 def read(
@@ -147,7 +148,7 @@ def read(
 
     arrays: Params = {}
     for group in map(dict, read_shards(lane)):
-        engine.check()
+        threads.check()
         read_bytes = sum(array.nbytes for array in group.values())
         if dtype is not None:
             _cast(group, getattr(mx, dtype))
@@ -194,7 +195,7 @@ def build(checkpoint: Checkpoint, dtype: DtypeName) -> Whisper:
     import_mlx()
     from fastwhisper.whisper.params import UNPACK_ROWS, build_module  # noqa: PLC0415
 
-    unpack_rows = None if engine.computes_on_gpu() else UNPACK_ROWS
+    unpack_rows = None if threads.computes_on_gpu() else UNPACK_ROWS
     return build_module(checkpoint, dtype=dtype, unpack_rows=unpack_rows)
 
 
@@ -223,7 +224,7 @@ def keep_converted(checkpoint: Checkpoint, on_group: Callable[[int], object]) ->
             yield group
             on_group(sum(array.nbytes for array in group.values()))
 
-    copy = cache.store(checkpoint, groups(), check=engine.check)
+    copy = cache.store(checkpoint, groups(), check=threads.check)
     if copy is not None:
         confirm(inspect_checkpoint(copy, confirm=False))  # so that the next load need not ask
 
@@ -260,7 +261,7 @@ def prepare_text(checkpoint: Checkpoint) -> None:
     from fastwhisper.whisper.tokenizer import read_tokenizer  # noqa: PLC0415  off the event loop
 
     read_tokenizer(checkpoint.dimensions.n_vocab, language="en", task="transcribe")
-    engine.check()
+    threads.check()
     import_mlx()
     from fastwhisper.windows import transcribe_windows  # noqa: F401, PLC0415  imports the rest
 
@@ -272,7 +273,7 @@ def warm_mel(checkpoint: Checkpoint) -> None:
     from fastwhisper.audio import open_mel  # noqa: PLC0415
 
     silence = np.zeros(_WARM_SAMPLES, np.float32)
-    open_mel(silence, n_mels=checkpoint.dimensions.n_mels, check=engine.check)
+    open_mel(silence, n_mels=checkpoint.dimensions.n_mels, check=threads.check)
 
 
 def warm_convolution(checkpoint: Checkpoint, dtype: DtypeName) -> None:
@@ -306,7 +307,7 @@ def warm_products(checkpoint: Checkpoint, dtype: DtypeName) -> None:
         weight = mx.zeros((state, state * how.bits // 32), mx.uint32)
         # A window of audio, the prompt of a window, and a token: each has a kernel of its own.
         for x in (audio, audio[:, :_PROMPT_ROWS], audio[:, :1]):
-            engine.check()
+            threads.check()
             mx.eval(mx.quantized_matmul(x, weight, scales, scales, **asdict(how)))
 
 
@@ -346,4 +347,4 @@ def warm_network(checkpoint: Checkpoint, dtype: DtypeName) -> None:
     silence = MelAudio(mel, content_frames=WINDOW_FRAMES, duration_s=0.0)
     settings = DecodeSettings.from_options(language="en", temperature=0, sample_len=_WARM_TOKENS)
     fp16 = dtype == "float16"
-    next(transcribe_windows(module, silence, settings, fp16=fp16, check=engine.check))
+    next(transcribe_windows(module, silence, settings, fp16=fp16, check=threads.check))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-from fastwhisper import blas
+from fastwhisper.engine import blas
 
 # Before anything imports MLX: where there is an OpenBLAS, real speech takes a sixth of the time.
 blas.prepare()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from fastwhisper import engine
+from fastwhisper.engine import threads
 
 if TYPE_CHECKING:
     import pytest
@@ -28,7 +28,7 @@ class Gate:
             self.reached.set()
             # As a stage that reads group by group does: look whether to stop.
             while not self.open.wait(0.002):
-                engine.check()
+                threads.check()
             return real(*args, **kwargs)
 
         monkeypatch.setattr(target, gated)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fastwhisper import blas
+from fastwhisper.engine import blas
 from fastwhisper.errors import BackendMissingError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def test_loads_the_first_library_there_is(monkeypatch: pytest.MonkeyPatch) -> No
 # The OpenBLAS that NumPy brings, with a process of its own to be loaded in.
 THREADS = """
 import os, sys, time
-from fastwhisper import blas
+from fastwhisper.engine import blas
 assert "numpy" not in sys.modules
 if sys.argv[1] == "host":
     import numpy

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import mlx_whisper.writers
 import pytest
 
-from fastwhisper import commands, engine
+from fastwhisper import commands
 from fastwhisper.audio import load_audio
 from fastwhisper.cli import main
+from fastwhisper.engine import threads
 from fastwhisper.errors import AudioError, ModelNotFoundError
 from fastwhisper.session import Session
 from fastwhisper.window_decoder import WindowDecoder
@@ -284,7 +285,7 @@ def test_an_interrupt_keeps_what_was_heard(
         if window == 1:
             os.kill(os.getpid(), signal.SIGINT)
             while True:
-                engine.check()
+                threads.check()
 
     windows = at_each_window(monkeypatch, interrupt)
     assert transcribe_with(model, "-f", "txt", long, short) == 130

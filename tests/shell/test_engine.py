@@ -11,8 +11,8 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from fastwhisper import backend, engine
-from fastwhisper.engine import Lane
+from fastwhisper.engine import backend, threads
+from fastwhisper.engine.threads import Lane
 from fastwhisper.errors import BackendMissingError, LoadingFailedError
 
 pytestmark = pytest.mark.anyio
@@ -37,7 +37,7 @@ def assert_passes(code: str) -> None:
 
 async def test_returns_what_the_function_returns() -> None:
     """A job's result reaches the task that asked for it."""
-    assert await engine.run(lambda: 6 * 7, Lane.READ) == 42
+    assert await threads.run(lambda: 6 * 7, Lane.READ) == 42
 
 
 async def test_raises_what_the_function_raises() -> None:
@@ -48,7 +48,7 @@ async def test_raises_what_the_function_raises() -> None:
         raise error
 
     with pytest.raises(ZeroDivisionError) as caught:
-        await engine.run(fail, Lane.COMPUTE)
+        await threads.run(fail, Lane.COMPUTE)
     assert caught.value is error
 
 
@@ -56,7 +56,7 @@ async def test_the_loop_runs_on_while_a_job_runs() -> None:
     """A job that takes its time leaves the event loop free."""
     release = threading.Event()
     async with anyio.create_task_group() as group:
-        group.start_soon(engine.run, release.wait, Lane.READ)
+        group.start_soon(threads.run, release.wait, Lane.READ)
         await anyio.wait_all_tasks_blocked()
         release.set()
 
@@ -74,7 +74,7 @@ async def test_compute_runs_one_job_at_a_time() -> None:
 
     async with anyio.create_task_group() as group:
         for _ in range(20):
-            group.start_soon(engine.run, job, Lane.COMPUTE)
+            group.start_soon(threads.run, job, Lane.COMPUTE)
     assert most == 1
 
 
@@ -87,14 +87,14 @@ async def test_cancelling_stops_the_job_at_its_next_check() -> None:
         begun.set()
         try:
             while True:
-                engine.check()
-        except engine.Stopped:
+                threads.check()
+        except threads.Stopped:
             stopped.set()
             raise
 
     async with anyio.create_task_group() as group:
-        group.start_soon(engine.run, job, Lane.READ)
-        await engine.run(begun.wait, Lane.COMPUTE)
+        group.start_soon(threads.run, job, Lane.READ)
+        await threads.run(begun.wait, Lane.COMPUTE)
         group.cancel_scope.cancel()
     assert stopped.is_set()
 
@@ -104,14 +104,14 @@ async def test_a_queued_job_of_a_cancelled_caller_never_begins() -> None:
     release = threading.Event()
     ran: list[int] = []
     async with anyio.create_task_group() as group:
-        group.start_soon(engine.run, release.wait, Lane.COMPUTE)
+        group.start_soon(threads.run, release.wait, Lane.COMPUTE)
         await anyio.wait_all_tasks_blocked()
         async with anyio.create_task_group() as queued:
-            queued.start_soon(engine.run, partial(ran.append, 1), Lane.COMPUTE)
+            queued.start_soon(threads.run, partial(ran.append, 1), Lane.COMPUTE)
             await anyio.wait_all_tasks_blocked()
             queued.cancel_scope.cancel()
         release.set()
-    await engine.run(lambda: None, Lane.COMPUTE)
+    await threads.run(lambda: None, Lane.COMPUTE)
     assert ran == []
 
 
@@ -120,7 +120,7 @@ async def test_is_a_checkpoint_even_when_cancelled_before() -> None:
     ran: list[int] = []
     with anyio.CancelScope() as scope:
         scope.cancel()
-        await engine.run(partial(ran.append, 1), Lane.READ)
+        await threads.run(partial(ran.append, 1), Lane.READ)
     assert scope.cancelled_caught
     assert ran == []
 
@@ -137,30 +137,30 @@ async def test_an_array_made_in_a_job_can_be_used_anywhere() -> None:
         mx.eval(array)
         return array
 
-    array = await engine.run(make, Lane.READ)
-    assert await engine.run(partial(add_one, array), Lane.COMPUTE) == [1, 3, 5, 7]
+    array = await threads.run(make, Lane.READ)
+    assert await threads.run(partial(add_one, array), Lane.COMPUTE) == [1, 3, 5, 7]
     assert add_one(array) == [1, 3, 5, 7]
 
 
 def test_blocks_a_plain_thread_until_the_job_is_done() -> None:
     """A thread without a loop gets its result as well."""
-    assert engine.run_blocking(lambda: threading.current_thread().name, Lane.COMPUTE).startswith(
+    assert threads.run_blocking(lambda: threading.current_thread().name, Lane.COMPUTE).startswith(
         "fastwhisper-compute"
     )
 
 
 def test_a_job_may_ask_the_engine() -> None:
     """A blocking call from the engine's own thread runs in place instead of deadlocking."""
-    nested = partial(engine.run_blocking, lambda: "inner", Lane.COMPUTE)
-    assert engine.run_blocking(nested, Lane.COMPUTE) == "inner"
+    nested = partial(threads.run_blocking, lambda: "inner", Lane.COMPUTE)
+    assert threads.run_blocking(nested, Lane.COMPUTE) == "inner"
 
 
 def test_the_count_of_threads_is_final_after_the_first_job() -> None:
     """Jobs asked for from 200 threads add no thread that stays."""
-    engine.run_blocking(lambda: None, Lane.READ)
+    threads.run_blocking(lambda: None, Lane.READ)
     before = threading.active_count()
     threads = [
-        threading.Thread(target=engine.run_blocking, args=(lambda: None, Lane.READ))
+        threading.Thread(target=threads.run_blocking, args=(lambda: None, Lane.READ))
         for _ in range(200)
     ]
     for thread in threads:
@@ -176,10 +176,10 @@ def test_a_forked_child_gets_an_error_instead_of_a_hang() -> None:
         "import os, sys, warnings\n"
         "warnings.simplefilter('ignore')\n"
         "from fastwhisper import engine, errors\n"
-        "engine.run_blocking(lambda: None, engine.Lane.READ)\n"
+        "engine.run_blocking(lambda: None, threads.Lane.READ)\n"
         "if os.fork() == 0:\n"
         "    try:\n"
-        "        engine.run_blocking(lambda: None, engine.Lane.READ)\n"
+        "        threads.run_blocking(lambda: None, threads.Lane.READ)\n"
         "    except errors.LoadingFailedError as error:\n"
         "        os._exit(0 if 'spawn' in str(error) else 1)\n"
         "    os._exit(2)\n"
@@ -195,8 +195,8 @@ def test_leaving_the_interpreter_stops_a_running_job() -> None:
         "begun = threading.Event()\n"
         "def job():\n"
         "    begun.set()\n"
-        "    while True: engine.check()\n"
-        "engine.submit(job, engine.Lane.READ)\n"
+        "    while True: threads.check()\n"
+        "engine.submit(job, threads.Lane.READ)\n"
         "begun.wait()\n"
     )
     assert (done.returncode, done.stderr) == (0, "")
@@ -212,18 +212,18 @@ def test_names_the_extra_when_mlx_has_no_backend(monkeypatch: pytest.MonkeyPatch
 
 def test_refuses_work_in_a_process_forked_from_a_used_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """The flag that a fork sets refuses every job."""
-    monkeypatch.setattr(engine, "_forked", True)
+    monkeypatch.setattr(threads, "_forked", True)
     with pytest.raises(LoadingFailedError, match="forked"):
-        engine.submit(lambda: None, Lane.READ)
+        threads.submit(lambda: None, Lane.READ)
 
 
 def test_a_job_may_be_stopped_twice() -> None:
     """Also one that never begins, because every thread of its kind is busy."""
     release = threading.Event()
-    busy = [engine.submit(release.wait, Lane.FILES) for _ in range(2)]
-    waiting = engine.submit(lambda: None, Lane.FILES)
-    engine.stop(waiting)
-    engine.stop(waiting)
+    busy = [threads.submit(release.wait, Lane.FILES) for _ in range(2)]
+    waiting = threads.submit(lambda: None, Lane.FILES)
+    threads.stop(waiting)
+    threads.stop(waiting)
     release.set()
     for job in busy:
-        engine.wait_for(job)
+        threads.wait_for(job)

@@ -30,7 +30,7 @@ signal.signal(signal.SIGWINCH, lambda *_: None)
 # once, and a line that `print` writes is not one write: the other's may come between.
 HOLD = r"""
 import importlib, os, sys, time
-from fastwhisper import engine
+from fastwhisper.engine import threads
 
 target, ends, directory, way = sys.argv[1:]
 module, _, name = target.rpartition(".")
@@ -40,7 +40,7 @@ def held(*args, **kwargs):
     while True:
         time.sleep(0.002)
         if ends == "ends":
-            engine.check()
+            threads.check()
 
 setattr(importlib.import_module(module), name, held)
 """
@@ -175,7 +175,7 @@ def test_an_interrupted_load_model_leaves_the_process_usable(
         "    os.write(1, b'reached\\n')\n"
         "    while True:\n"
         "        time.sleep(0.002)\n"
-        "        engine.check()\n"
+        "        threads.check()\n"
         "stages.read = held\n"
         "try: fastwhisper.load_model(sys.argv[1])\n"
         "except KeyboardInterrupt: stages.read = real\n"

@@ -42,7 +42,7 @@ LEAVE = """
 import importlib, sys, threading
 import anyio
 import fastwhisper
-from fastwhisper import engine
+from fastwhisper.engine import threads
 
 directory, way, target = sys.argv[1:]
 begun = threading.Event()
@@ -134,9 +134,9 @@ def test_an_exit_callback_may_still_ask_for_what_is_done(tmp_path: Path) -> None
         "begun = threading.Event()\n"
         "def job():\n"
         "    begun.set()\n"
-        "    while True: engine.check()\n"
+        "    while True: threads.check()\n"
         "def load():\n"
-        "    engine.run_blocking(job, engine.Lane.READ)\n"
+        "    threads.run_blocking(job, threads.Lane.READ)\n"
         "    raise AssertionError('the job has no end')\n"
         "thread = threading.Thread(target=load, daemon=True)\n"
         "atexit.register(thread.join)\n"

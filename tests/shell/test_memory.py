@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 
 import fastwhisper
-from fastwhisper import LoadingFailedError, engine
+from fastwhisper import LoadingFailedError
 from fastwhisper.checkpoint.expected import expected_shapes
-from fastwhisper.engine import Lane
+from fastwhisper.engine import threads
+from fastwhisper.engine.threads import Lane
 from fastwhisper.values import Dimensions
 from tests.shell.gates import STAGES, Gate
 from tests.shell.test_engine import run_python
@@ -160,7 +161,7 @@ async def test_leaving_does_not_wait_for_another_sessions_window(model: Path) ->
     """A session is left while another's job has the compute lane."""
     window = threading.Event()
     async with fastwhisper.open(model):
-        job = engine.submit(window.wait, Lane.COMPUTE)
+        job = threads.submit(window.wait, Lane.COMPUTE)
     assert not job.finished.is_set()
     window.set()
     await anyio.to_thread.run_sync(job.finished.wait)

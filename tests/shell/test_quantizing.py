@@ -14,9 +14,10 @@ from mlx.utils import tree_flatten
 from safetensors.numpy import load_file
 
 import fastwhisper
-from fastwhisper import engine, quantizing, stages
+from fastwhisper import quantizing, stages
 from fastwhisper.core.calibrate import Heard
-from fastwhisper.engine import Lane
+from fastwhisper.engine import threads
+from fastwhisper.engine.threads import Lane
 from fastwhisper.errors import InvalidModelFormatError, QuantizedModelNotAvailableError
 from fastwhisper.values import ModulePrecision, Progress, Quantization
 from tests.shell.test_loading import assert_same_module
@@ -75,7 +76,7 @@ async def test_mlx_whisper_opens_it_where_its_config_can_say_it(
 ) -> None:
     """One precision for all modules: upstream's module is ours, array for array."""
     out = await quantizing.quantize(source, out=tmp_path / "out", quant="int8")
-    ours = await engine.run(lambda: fastwhisper.load_model(out), Lane.COMPUTE)
+    ours = await threads.run(lambda: fastwhisper.load_model(out), Lane.COMPUTE)
     assert_same_module(ours, mlx_whisper.load_models.load_model(str(out)))
 
 

@@ -19,7 +19,8 @@ import mlx.core as mx
 import pytest
 
 import fastwhisper
-from fastwhisper import SessionClosedError, engine, tasks
+from fastwhisper import SessionClosedError
+from fastwhisper.engine import tasks, threads
 from fastwhisper.window_decoder import WindowDecoder
 from tests.shell.test_audio import wav_bytes
 from tests.shell.test_windows import noise, write_babbler
@@ -72,7 +73,7 @@ class Turnstile:
             if next(self._numbers) == self.hold_at:
                 self.reached.set()
                 while not self.open.wait(0.002):
-                    engine.check()
+                    threads.check()
             if self.hears_nothing:
                 features = mx.zeros((1500, SPEAKING.n_audio_state))
                 mx.eval(features)
@@ -118,7 +119,7 @@ async def test_nothing_runs_between_two_segments(
         for _ in range(5):
             await anyio.lowlevel.checkpoint()
         # The compute lane runs one job after another: it is idle once this one is done.
-        await engine.run(lambda: None, engine.Lane.COMPUTE)
+        await threads.run(lambda: None, threads.Lane.COMPUTE)
         assert turnstile.entered == [(0, 0)]
 
 
@@ -156,7 +157,7 @@ async def test_cancelled_between_two_windows(
             while not seen:
                 await anyio.lowlevel.checkpoint()
             group.cancel_scope.cancel()
-        await engine.run(lambda: None, engine.Lane.COMPUTE)
+        await threads.run(lambda: None, threads.Lane.COMPUTE)
         assert seen == [0.0]
         assert len(turnstile.entered) == 1
         assert session.is_ready
@@ -255,7 +256,7 @@ async def test_twenty_tasks_take_turns(
             group.start_soon(listen, session)
         await turnstile.wait_until_reached()
         # The others' mels are made meanwhile, so that all of them stand in the queue.
-        compute = engine._threads.queues[engine.Lane.COMPUTE]  # type: ignore[union-attr]  # started
+        compute = threads._threads.queues[threads.Lane.COMPUTE]  # type: ignore[union-attr]  # started
         while compute.qsize() < 19:
             await anyio.lowlevel.checkpoint()
         turnstile.open.set()

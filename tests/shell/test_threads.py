@@ -36,7 +36,7 @@ POSITIONS = 16
 LOADS = """
 import os, threading, time
 import fastwhisper
-from fastwhisper import engine
+from fastwhisper.engine import threads
 
 errors = []
 
@@ -51,10 +51,10 @@ def load():
 
 load()
 # Every reader has begun when all of them meet.
-readers = engine._threads.lanes.count(engine.Lane.READ)
+readers = threads._threads.lanes.count(threads.Lane.READ)
 meeting = threading.Barrier(readers)
-for job in [engine.submit(meeting.wait, engine.Lane.READ) for _ in range(readers)]:
-    engine.wait_for(job)
+for job in [threads.submit(meeting.wait, threads.Lane.READ) for _ in range(readers)]:
+    threads.wait_for(job)
 before = count()
 threads = [threading.Thread(target=load) for _ in range(200)]
 for thread in threads:

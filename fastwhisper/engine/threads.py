@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 import anyio
 import anyio.lowlevel
 
-from fastwhisper import backend, tasks
+from fastwhisper.engine import backend, tasks
 from fastwhisper.errors import LoadingFailedError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from fastwhisper import blas
+from fastwhisper.engine import blas
 from fastwhisper.errors import BackendMissingError
 
 __all__ = ["import_mlx", "may_have_gpu"]
