@@ -36,8 +36,8 @@ anyio.run(main)
 """
 CONVERTING: Final = f"""
 {FASTWHISPER}
-from fastwhisper import cache
-while not cache.entries():
+from fastwhisper.sources import converted
+while not converted.entries():
     time.sleep(0.01)
 """
 MLX_WHISPER: Final = """

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from fastwhisper.checkpoint.inspection import Checkpoint, inspect_checkpoint
     from fastwhisper.checkpoint.read import read_shards
     from fastwhisper.compat import load_model
-    from fastwhisper.core.repos import resolve_repo
     from fastwhisper.errors import (
         AudioError,
         BackendMissingError,
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from fastwhisper.loading import load
     from fastwhisper.readiness import LoadResult, Readiness
     from fastwhisper.session import Session, open
+    from fastwhisper.sources.table import resolve_repo
     from fastwhisper.values import (
         Closed,
         Dimensions,
@@ -110,7 +110,7 @@ _MODULES = {
     "load_model": "compat",
     "open": "session",
     "read_shards": "checkpoint.read",
-    "resolve_repo": "core.repos",
+    "resolve_repo": "sources.table",
 }
 
 

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import anyio
 
-from fastwhisper import cache as converted
-from fastwhisper import hub, stages
+from fastwhisper import stages
 from fastwhisper.checkpoint.inspection import inspect_checkpoint
 from fastwhisper.cli import SUBTITLES
 from fastwhisper.core.recipe import word_error_cost
 from fastwhisper.errors import AudioError, HubUnavailableError
 from fastwhisper.session import open as open_session
+from fastwhisper.sources import converted, find
 from fastwhisper.values import LoadOptions, LoadOverrides, Quantization, WhisperModel
 from fastwhisper.whisper.options import TranscribeOptions
 from fastwhisper.writers import FORMATS, write
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress as Bars
 
-    from fastwhisper.hub import Location
     from fastwhisper.session import SegmentStream, Session
+    from fastwhisper.sources.find import Location
     from fastwhisper.values import DtypeName, Progress, Transcription
     from fastwhisper.writers import Format
 
@@ -166,8 +166,8 @@ def _write_files(
 def pull(options: argparse.Namespace) -> int:
     """Download a model: `fastwhisper pull`."""
     model, load_options = _model(options.model), _load_options(options)
-    hub.check_form(model, load_options.quant)
-    location = hub.find(model, load_options)
+    find.check_form(model, load_options.quant)
+    location = find.find(model, load_options)
     if location is None:
         with _bars() as bars:
             show = _show_load(bars)
@@ -178,15 +178,15 @@ def pull(options: argparse.Namespace) -> int:
                 if show is not None:
                     show(Progress("download", done_bytes, total_bytes))
 
-            location = hub.fetch(str(model), load_options, on_bytes=on_bytes, check=lambda: None)
+            location = find.fetch(str(model), load_options, on_bytes=on_bytes, check=lambda: None)
     return _describe(location, as_json=options.json)
 
 
 def inspect(options: argparse.Namespace) -> int:
     """Say what a model on this machine is: `fastwhisper inspect`."""
     model, load_options = _model(options.model), _load_options(options)
-    hub.check_form(model, load_options.quant)
-    location = hub.find(model, load_options)
+    find.check_form(model, load_options.quant)
+    location = find.find(model, load_options)
     if location is None:
         raise HubUnavailableError(
             options.model, f"it is not on this machine: fastwhisper pull {options.model}"
@@ -208,7 +208,7 @@ def quantize(options: argparse.Namespace) -> int:
             on_progress=_show_load(bars),
         )
         directory = anyio.run(work)
-    return _describe(hub.Location(directory, str(directory), None, None), as_json=False)
+    return _describe(find.Location(directory, str(directory), None, None), as_json=False)
 
 
 def cache(options: argparse.Namespace) -> int:

@@ -10,11 +10,12 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from fastwhisper import hub, stages
+from fastwhisper import stages
 from fastwhisper.engine import threads
 from fastwhisper.engine.backend import import_mlx
 from fastwhisper.engine.threads import Lane
 from fastwhisper.errors import BackendMissingError
+from fastwhisper.sources import find
 from fastwhisper.values import LoadOptions, Quantization
 
 if TYPE_CHECKING:
@@ -54,8 +55,8 @@ def load_model(path_or_hf_repo: str | os.PathLike[str], dtype: mx.Dtype | None =
     model = path_or_hf_repo if isinstance(path_or_hf_repo, str) else os.fspath(path_or_hf_repo)
 
     def locate() -> Checkpoint:
-        hub.check_form(model, Quantization.FLOAT16)
-        return stages.inspect(hub.locate(model, LoadOptions.DEFAULT, check=threads.check).path)
+        find.check_form(model, Quantization.FLOAT16)
+        return stages.inspect(find.locate(model, LoadOptions.DEFAULT, check=threads.check).path)
 
     checkpoint = threads.run_blocking(locate, Lane.FILES)
     jobs: list[threads.Job[Params]] = [

@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
-from fastwhisper import hub, stages
-from fastwhisper.core.repos import parse_quantization
+from fastwhisper import stages
 from fastwhisper.engine import backend, tasks, threads
 from fastwhisper.engine.threads import Lane
 from fastwhisper.errors import QuantizedModelNotAvailableError
 from fastwhisper.progress import Meter
 from fastwhisper.readiness import LoadResult, Readiness
+from fastwhisper.sources import find
+from fastwhisper.sources.table import parse_quantization
 from fastwhisper.values import LoadOptions, LoadStats, Span
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from fastwhisper.checkpoint.inspection import Checkpoint
-    from fastwhisper.hub import Location
+    from fastwhisper.sources.find import Location
     from fastwhisper.stages import Params
     from fastwhisper.values import DtypeName, LoadOverrides, Progress, WhisperModel
     from fastwhisper.whisper.network import Whisper
@@ -124,7 +125,7 @@ class Load:
         options = dataclasses.replace(options, **overrides)
         # Without waiting: what imports the same later raises what this one may have met.
         threads.submit(stages.import_network, Lane.READ)
-        await threads.run(partial(hub.check_form, model, options.quant), Lane.FILES)
+        await threads.run(partial(find.check_form, model, options.quant), Lane.FILES)
         return cls(model, options, on_progress, quant_given="quant" in overrides)
 
     async def locate(self) -> LoadResult:
@@ -137,7 +138,7 @@ class Load:
     async def _locate(self) -> None:
         self._meter.report("resolve", 0, None)
         with self._span("locate"):
-            find = partial(hub.find, self.model, self.options)
+            find = partial(find.find, self.model, self.options)
             location = await threads.run(find, Lane.FILES)
         if location is None:
             with self._span("download"):
@@ -156,7 +157,7 @@ class Load:
             self._meter.report("download", done_bytes, total_bytes)
 
         fetch = partial(
-            hub.fetch, self.model_name, self.options, on_bytes=on_bytes, check=threads.check
+            find.fetch, self.model_name, self.options, on_bytes=on_bytes, check=threads.check
         )
         return await threads.run_abandonable(fetch)
 

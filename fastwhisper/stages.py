@@ -10,7 +10,6 @@ import logging
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from fastwhisper import cache, notes
 from fastwhisper.checkpoint.inspection import (
     SAFETENSORS,
     confirm_checkpoint,
@@ -21,6 +20,7 @@ from fastwhisper.core.recipe import word_error_cost
 from fastwhisper.engine import threads
 from fastwhisper.engine.backend import import_mlx
 from fastwhisper.errors import InvalidModelFormatError, TokenizationFailedError
+from fastwhisper.sources import converted, verified
 from fastwhisper.whisper.languages import VOCAB_WITHOUT_LANGUAGES
 
 if TYPE_CHECKING:
@@ -74,14 +74,14 @@ def inspect(path: Path) -> Checkpoint:
         InvalidModelFormatError: The directory holds no Whisper that can be opened.
     """
     checkpoint = inspect_checkpoint(path, confirm=False)
-    copy = cache.lookup(checkpoint) if is_slow_to_read(checkpoint) else None
+    copy = converted.lookup(checkpoint) if is_slow_to_read(checkpoint) else None
     if copy is None:
         return checkpoint
     try:
         return inspect_checkpoint(copy, confirm=False)
     except InvalidModelFormatError as error:
         _logger.warning("the converted copy of %s is made anew: %s", path, error)
-        cache.discard(copy)
+        converted.discard(copy)
         return checkpoint
 
 
@@ -112,9 +112,9 @@ def confirm(checkpoint: Checkpoint) -> None:
     if checkpoint.layout not in SAFETENSORS:
         return
     fingerprint = fingerprint_headers(checkpoint)
-    if not notes.recall_confirmed(fingerprint):
+    if not verified.recall_confirmed(fingerprint):
         confirm_checkpoint(checkpoint)
-        notes.note_confirmed(fingerprint)
+        verified.note_confirmed(fingerprint)
 
 
 def compute_dtype(chosen: DtypeName | None) -> DtypeName:
@@ -224,7 +224,7 @@ def keep_converted(checkpoint: Checkpoint, on_group: Callable[[int], object]) ->
             yield group
             on_group(sum(array.nbytes for array in group.values()))
 
-    copy = cache.store(checkpoint, groups(), check=threads.check)
+    copy = converted.store(checkpoint, groups(), check=threads.check)
     if copy is not None:
         confirm(inspect_checkpoint(copy, confirm=False))  # so that the next load need not ask
 

@@ -101,7 +101,7 @@ def test_values_import_nothing_of_ours() -> None:
 def test_inspection_needs_neither_mlx_nor_numpy() -> None:
     """Importing the checkpoint module is cheap: no MLX, no NumPy."""
     code = (
-        "import sys, fastwhisper.checkpoint.inspection, fastwhisper.core.repos;"
+        "import sys, fastwhisper.checkpoint.inspection, fastwhisper.sources.table;"
         "sys.exit(bool({'mlx', 'mlx.core', 'numpy', 'safetensors', 'zipfile'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, timeout=60)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fastwhisper.core.repos import parse_quantization, resolve_repo, sibling_repo
 from fastwhisper.errors import ModelNotFoundError, QuantizedModelNotAvailableError
+from fastwhisper.sources.table import parse_quantization, resolve_repo, sibling_repo
 from fastwhisper.values import Quantization, WhisperModel
 
 PLAIN = (

@@ -11,7 +11,8 @@ import pytest
 
 import fastwhisper
 from bench.models import DIMENSIONS, tensors
-from fastwhisper import hub, stages
+from fastwhisper import stages
+from fastwhisper.sources import find
 from fastwhisper.values import LoadOptions, Quantization, WhisperModel
 from tests.tiny_models import SPEAKING, write_model
 
@@ -131,7 +132,7 @@ def test_a_cached_cell_is_found_with_its_precision(hub_cache: Path, model: str, 
     """Each cell of the table, at its real size, is found in the cache and told apart."""
     repo = fastwhisper.resolve_repo(model, quant)
     write_sparse(place(hub_cache, repo), model, quant)
-    location = hub.find(model, LoadOptions(quant=Quantization(quant), offline=True))
+    location = find.find(model, LoadOptions(quant=Quantization(quant), offline=True))
     assert location is not None
     assert (location.source, location.revision) == (repo, COMMIT)
     checkpoint = stages.inspect(location.path)

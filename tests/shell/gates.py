@@ -39,7 +39,7 @@ class Gate:
 
 
 STAGES = {
-    "locate": "fastwhisper.hub.find",
+    "locate": "fastwhisper.sources.find.find",
     "inspect": "fastwhisper.stages.inspect",
     "read": "fastwhisper.stages.read",
     "confirm": "fastwhisper.stages.confirm",

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Literal
 import mlx.core as mx
 import pytest
 
-from fastwhisper import cache, notes
 from fastwhisper.checkpoint.inspection import inspect_checkpoint
 from fastwhisper.checkpoint.read import read_shards
+from fastwhisper.sources import converted, verified
 from tests.tiny_models import write_model
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ Slow = Literal["weights.npz", "deflated weights.npz", "model.bin"]
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give each test a cache of its own, on a disk that has room."""
     path = tmp_path / "cache"
-    monkeypatch.setenv(cache.VARIABLE, str(path))
-    monkeypatch.setattr(cache, "RESERVE_BYTES", 0)
+    monkeypatch.setenv(converted.VARIABLE, str(path))
+    monkeypatch.setattr(converted, "RESERVE_BYTES", 0)
     return path
 
 
@@ -46,7 +46,7 @@ def original(tmp_path: Path) -> Checkpoint:
 
 def keep(checkpoint: Checkpoint) -> Path | None:
     """Store a checkpoint from its own files."""
-    return cache.store(checkpoint, read_shards(checkpoint), check=lambda: None)
+    return converted.store(checkpoint, read_shards(checkpoint), check=lambda: None)
 
 
 def read(checkpoint: Checkpoint) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
@@ -125,7 +125,7 @@ def test_alignment_heads_of_a_config_become_a_tensor(tmp_path: Path) -> None:
 
 def test_nothing_is_found_before_it_is_stored(original: Checkpoint, root: Path) -> None:
     """A lookup in a cache that does not exist finds nothing, and makes nothing."""
-    assert cache.lookup(original) is None
+    assert converted.lookup(original) is None
     assert not root.exists()
 
 
@@ -133,7 +133,7 @@ def test_copy_is_found_by_its_original(original: Checkpoint, tmp_path: Path) -> 
     """The same files, inspected anew, find the copy."""
     path = keep(original)
     assert path is not None
-    assert cache.lookup(inspect_checkpoint(tmp_path / "original")) == path
+    assert converted.lookup(inspect_checkpoint(tmp_path / "original")) == path
 
 
 def test_links_to_one_file_share_a_copy(original: Checkpoint, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_links_to_one_file_share_a_copy(original: Checkpoint, tmp_path: Path) ->
     snapshot.mkdir()
     for file in (tmp_path / "original").iterdir():
         (snapshot / file.name).symlink_to(file)
-    assert cache.lookup(inspect_checkpoint(snapshot)) == path
+    assert converted.lookup(inspect_checkpoint(snapshot)) == path
 
 
 def test_rewritten_original_is_another_one(original: Checkpoint, tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_rewritten_original_is_another_one(original: Checkpoint, tmp_path: Path)
     weights.unlink()
     weights.write_bytes(data)
     os.utime(weights, ns=(1, 1))
-    assert cache.lookup(inspect_checkpoint(tmp_path / "original")) is None
+    assert converted.lookup(inspect_checkpoint(tmp_path / "original")) is None
 
 
 def test_other_heads_in_the_config_are_another_model(tmp_path: Path) -> None:
@@ -162,21 +162,21 @@ def test_other_heads_in_the_config_are_another_model(tmp_path: Path) -> None:
     directory = write_model(tmp_path / "model", layout="model.bin")
     keep(inspect_checkpoint(directory))
     (directory / "config.json").write_text("{}")
-    assert cache.lookup(inspect_checkpoint(directory)) is None
+    assert converted.lookup(inspect_checkpoint(directory)) is None
 
 
 def test_second_store_writes_nothing(original: Checkpoint) -> None:
     """What is there already is not read again."""
     path = keep(original)
-    assert cache.store(original, iter(()), check=lambda: None) == path
+    assert converted.store(original, iter(()), check=lambda: None) == path
 
 
 def test_discarded_copy_is_gone(original: Checkpoint, root: Path) -> None:
     """A copy that can't be read is removed, so that the next store makes it anew."""
     path = keep(original)
     assert path is not None
-    cache.discard(path)
-    assert cache.lookup(original) is None
+    converted.discard(path)
+    assert converted.lookup(original) is None
     assert leftovers(root) == []
 
 
@@ -184,12 +184,12 @@ def test_clearing_forgets_what_was_confirmed(original: Checkpoint, root: Path) -
     """Notes go with the copies; what the user put there stays."""
     keep(original)
     fingerprint = "0123456789abcdef" * 4
-    notes.note_confirmed(fingerprint)
-    assert notes.recall_confirmed(fingerprint)
-    assert not notes.recall_confirmed(fingerprint[::-1])
+    verified.note_confirmed(fingerprint)
+    assert verified.recall_confirmed(fingerprint)
+    assert not verified.recall_confirmed(fingerprint[::-1])
     (root / "mine.confirmed").touch()
-    cache.clear()
-    assert not notes.recall_confirmed(fingerprint)
+    converted.clear()
+    assert not verified.recall_confirmed(fingerprint)
     assert (root / "mine.confirmed").exists()
 
 
@@ -201,24 +201,24 @@ def test_off_keeps_nothing(
 ) -> None:
     """`FASTWHISPER_CACHE=off` neither stores nor finds, lists or clears."""
     keep(original)
-    monkeypatch.setenv(cache.VARIABLE, "off")
-    assert (cache.root(), keep(original), cache.lookup(original)) == (None, None, None)
-    assert (cache.entries(), cache.clear()) == ([], 0)
+    monkeypatch.setenv(converted.VARIABLE, "off")
+    assert (converted.root(), keep(original), converted.lookup(original)) == (None, None, None)
+    assert (converted.entries(), converted.clear()) == ([], 0)
     assert root.exists()
 
 
 def test_default_is_the_platforms_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Without the variable, the cache is where the platform has its caches."""
-    monkeypatch.delenv(cache.VARIABLE)
+    monkeypatch.delenv(converted.VARIABLE)
     monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path / name)
-    assert cache.root() == tmp_path / "fastwhisper" / "converted"
+    assert converted.root() == tmp_path / "fastwhisper" / "converted"
 
 
 def test_home_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A tilde in the variable is the home."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv(cache.VARIABLE, "~/models")
-    assert cache.root() == tmp_path / "models"
+    monkeypatch.setenv(converted.VARIABLE, "~/models")
+    assert converted.root() == tmp_path / "models"
 
 
 def test_full_disk_costs_the_copy_alone(
@@ -250,7 +250,7 @@ def test_disk_that_fills_up_leaves_nothing(
     assert keep(original) is None
     assert "No space left" in caplog.text
     assert leftovers(root) == []
-    assert cache.lookup(original) is None
+    assert converted.lookup(original) is None
 
 
 def test_home_that_can_not_be_written_costs_the_copy_alone(
@@ -260,7 +260,7 @@ def test_home_that_can_not_be_written_costs_the_copy_alone(
     root.write_bytes(b"")
     assert keep(original) is None
     assert len(caplog.records) == 1
-    assert cache.lookup(original) is None
+    assert converted.lookup(original) is None
 
 
 def test_original_that_vanishes_costs_the_copy_alone(
@@ -277,8 +277,8 @@ def test_missing_tensors_are_the_callers_error(original: Checkpoint, root: Path)
     """A copy that would lack a tensor is never made."""
     groups = list(read_shards(original.select("encoder.")))
     with pytest.raises(ValueError, match="lack"):
-        cache.store(original, groups, check=lambda: None)
-    assert cache.lookup(original) is None
+        converted.store(original, groups, check=lambda: None)
+    assert converted.lookup(original) is None
     assert leftovers(root) == []
 
 
@@ -300,11 +300,11 @@ def test_least_recently_used_goes_first(tmp_path: Path, monkeypatch: pytest.Monk
         path = keep(model)
         assert path is not None
         os.utime(path, (used_s, used_s))
-    cache.lookup(first)
-    two_bytes = sum(entry.size_bytes for entry in cache.entries())
-    monkeypatch.setattr(cache, "LIMIT_BYTES", two_bytes)
+    converted.lookup(first)
+    two_bytes = sum(entry.size_bytes for entry in converted.entries())
+    monkeypatch.setattr(converted, "LIMIT_BYTES", two_bytes)
     keep(third)
-    kept = [cache.lookup(model) is not None for model in (first, second, third)]
+    kept = [converted.lookup(model) is not None for model in (first, second, third)]
     assert kept == [True, False, True]
 
 
@@ -312,7 +312,7 @@ def test_what_is_larger_than_the_cap_is_not_kept(
     original: Checkpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A model that could never fit is not tried."""
-    monkeypatch.setattr(cache, "LIMIT_BYTES", 1000)
+    monkeypatch.setattr(converted, "LIMIT_BYTES", 1000)
     assert keep(original) is None
     assert "too many" in caplog.text
 
@@ -326,7 +326,7 @@ def test_entries_say_where_they_come_from(tmp_path: Path) -> None:
         path = keep(model)
         assert path is not None
         os.utime(path, (used_s, used_s))
-    listed = cache.entries()
+    listed = converted.entries()
     assert [entry.source for entry in listed] == [str(tmp_path / "m1"), str(tmp_path / "m0")]
     assert [entry.used_s for entry in listed] == [1, 0]
     assert all(entry.size_bytes > 100_000 for entry in listed)
@@ -337,23 +337,23 @@ def test_entry_with_a_broken_note_is_listed(original: Checkpoint) -> None:
     path = keep(original)
     assert path is not None
     (path / "source.json").write_text("{")
-    assert [entry.source for entry in cache.entries()] == ["?"]
+    assert [entry.source for entry in converted.entries()] == ["?"]
 
 
 def test_clear_removes_entries_alone(original: Checkpoint, root: Path) -> None:
     """A directory that is used for other things as well keeps them."""
     keep(original)
-    freed_bytes = sum(entry.size_bytes for entry in cache.entries())
+    freed_bytes = sum(entry.size_bytes for entry in converted.entries())
     (root / "mine").mkdir()
     (root / ".mine.tmp").write_text("x")
-    assert cache.clear() == freed_bytes
-    assert cache.entries() == []
+    assert converted.clear() == freed_bytes
+    assert converted.entries() == []
     assert {path.name for path in root.iterdir()} == {"mine", ".mine.tmp", ".lock"}
 
 
 def test_clear_without_a_cache_frees_nothing() -> None:
     """Clearing what was never made is no error."""
-    assert cache.clear() == 0
+    assert converted.clear() == 0
 
 
 # Interrupted.
@@ -377,9 +377,9 @@ def test_cancelled_store_leaves_nothing(original: Checkpoint, root: Path) -> Non
             raise Gone
 
     with pytest.raises(Gone):
-        cache.store(original, groups(), check=check)
+        converted.store(original, groups(), check=check)
     assert leftovers(root) == []
-    assert cache.lookup(original) is None
+    assert converted.lookup(original) is None
 
 
 def test_two_threads_store_once(original: Checkpoint) -> None:
@@ -396,7 +396,7 @@ def test_two_threads_store_once(original: Checkpoint) -> None:
     paths: list[Path | None] = []
     threads = [
         threading.Thread(
-            target=lambda: paths.append(cache.store(original, groups(), check=lambda: None))
+            target=lambda: paths.append(converted.store(original, groups(), check=lambda: None))
         )
         for _ in range(2)
     ]
@@ -412,7 +412,7 @@ def test_two_threads_store_once(original: Checkpoint) -> None:
 
 SCRIPT = """
 import sys, time
-from fastwhisper import cache
+from fastwhisper.sources import converted
 from fastwhisper.checkpoint.inspection import inspect_checkpoint
 from fastwhisper.checkpoint.read import read_shards
 
@@ -422,7 +422,7 @@ def groups():
     sys.stdin.read()
 
 checkpoint = inspect_checkpoint(sys.argv[1])
-cache.store(checkpoint, groups(), check=lambda: None)
+converted.store(checkpoint, groups(), check=lambda: None)
 """
 
 
@@ -432,7 +432,7 @@ def test_killed_store_leaves_nothing_that_passes_for_complete(
     """After kill -9 nothing is found; the next store cleans up and succeeds."""
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(tmp_path / "original")],
-        env=os.environ | {"PYTHONPATH": str(Path(cache.__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": str(Path(converted.__file__).parents[1])},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
@@ -441,7 +441,7 @@ def test_killed_store_leaves_nothing_that_passes_for_complete(
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=WATCHDOG_S)
     assert len(leftovers(root)) == 1
-    assert cache.lookup(original) is None
-    assert cache.entries() == []
+    assert converted.lookup(original) is None
+    assert converted.entries() == []
     assert keep(original) is not None
     assert leftovers(root) == []

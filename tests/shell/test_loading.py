@@ -27,10 +27,10 @@ from fastwhisper import (
     Quantization,
     Ready,
     TokenizationFailedError,
-    cache,
     stages,
 )
 from fastwhisper.checkpoint import inspection as checkpoint_module
+from fastwhisper.sources import converted
 from fastwhisper.whisper.params import UNPACK_ROWS
 from tests.shell.gates import STAGES, Gate
 from tests.tiny_models import SMALLEST, SPEAKING
@@ -170,7 +170,7 @@ async def test_the_second_open_reads_the_converted_copy(
     async with fastwhisper.open(directory, on_progress=note) as session:
         first = flat(session.result.model)
         await converted.wait()
-        while not cache.entries():
+        while not converted.entries():
             await anyio.lowlevel.checkpoint()
     assert stages.inspect(directory).path.parent == cache_directory
     result = await fastwhisper.load(directory)
@@ -248,7 +248,7 @@ def test_safetensors_is_asked_again_about_another_header(
     weights.write_bytes(len(longer).to_bytes(8, "little") + longer + content[length:])
     stages.confirm(stages.inspect(model))
     assert len(asked) == 2
-    monkeypatch.setenv(cache.VARIABLE, "off")
+    monkeypatch.setenv(converted.VARIABLE, "off")
     stages.confirm(stages.inspect(model))
     assert len(asked) == 3
 

@@ -19,8 +19,8 @@ from fastwhisper import (
     Quantization,
     QuantizationFallbackError,
     QuantizedModelNotAvailableError,
-    transfer,
 )
+from fastwhisper.sources import transport
 from tests.hub_server import Fault, HubServer
 from tests.tiny_models import SPEAKING, write_model
 
@@ -50,7 +50,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServe
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
         monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.setattr(transfer, "BACKOFF_S", (0.0,) * 4)
+        monkeypatch.setattr(transport, "BACKOFF_S", (0.0,) * 4)
         yield running
         huggingface_hub.close_session()
 

