@@ -25,7 +25,7 @@ WINDOW_SAMPLES: Final = 30 * SAMPLE_RATE
 
 def main() -> None:
     """Write one file for each language."""
-    default = Path(fastwhisper.__file__).parent / "data"
+    default = Path(fastwhisper.__file__).parent / "quantizing" / "data"
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else default
     windows: defaultdict[str, list[FloatArray]] = defaultdict(list)
     lines = Path(__file__).with_name("calibration_text.txt").read_text(encoding="utf-8")

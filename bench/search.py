@@ -16,19 +16,19 @@ from unittest import mock
 
 import anyio
 
-from fastwhisper import quantizing
-from fastwhisper.core import recipe as recipes
 from fastwhisper.engine import blas, threads
+from fastwhisper.quantizing import make
+from fastwhisper.quantizing import recipe as recipes
 from fastwhisper.values import ModulePrecision, Quantization
 
 blas.prepare()
 
-from fastwhisper.core import calibrate  # noqa: E402  imports MLX
+from fastwhisper.quantizing import calibrate  # noqa: E402  imports MLX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fastwhisper.core.calibrate import Rounded
+    from fastwhisper.quantizing.calibrate import Rounded
     from fastwhisper.values import Dimensions
     from fastwhisper.whisper.network import Whisper
 
@@ -60,18 +60,18 @@ def _quantize(model: str, out: Path, text: str) -> None:
 
     rounded = _plainly if text.startswith("rtn") else _CALIBRATED
     with (
-        mock.patch.object(quantizing, "choose_precision", choose),
-        mock.patch.object(quantizing.Work, "rounded", rounded),
+        mock.patch.object(make, "choose_precision", choose),
+        mock.patch.object(make.Work, "rounded", rounded),
     ):
-        anyio.run(partial(quantizing.quantize, model, out=out, quant=Quantization.INT4))
+        anyio.run(partial(make.quantize, model, out=out, quant=Quantization.INT4))
 
 
-def _plainly(work: quantizing.Work) -> Iterator[Rounded]:
+def _plainly(work: make.Work) -> Iterator[Rounded]:
     model: Whisper = work.model
     return calibrate.round_plainly(model, work.precision, check=threads.check)
 
 
-_CALIBRATED = quantizing.Work.rounded
+_CALIBRATED = make.Work.rounded
 
 if __name__ == "__main__":
     main()

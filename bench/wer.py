@@ -27,10 +27,10 @@ from whisper_normalizer.english import EnglishTextNormalizer
 
 import fastwhisper
 from bench.speech import TEXTS, Utterance, kept, packaged, recorded, synthesized
-from fastwhisper.core.recipe import share_of_float16
 from fastwhisper.engine import blas, threads
 from fastwhisper.engine.threads import Lane
-from fastwhisper.quantizing import quantize
+from fastwhisper.quantizing.make import quantize
+from fastwhisper.quantizing.recipe import share_of_float16
 
 blas.prepare()
 

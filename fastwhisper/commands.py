@@ -19,8 +19,8 @@ import anyio
 from fastwhisper import stages
 from fastwhisper.checkpoint.inspection import inspect_checkpoint
 from fastwhisper.cli import SUBTITLES
-from fastwhisper.core.recipe import word_error_cost
 from fastwhisper.errors import AudioError, HubUnavailableError
+from fastwhisper.quantizing.recipe import word_error_cost
 from fastwhisper.session import open as open_session
 from fastwhisper.sources import converted, find
 from fastwhisper.values import LoadOptions, LoadOverrides, Quantization, WhisperModel
@@ -196,7 +196,7 @@ def inspect(options: argparse.Namespace) -> int:
 
 def quantize(options: argparse.Namespace) -> int:
     """Make an int4 or int8 model of a float16 one: `fastwhisper quantize`."""
-    from fastwhisper.quantizing import quantize as make  # noqa: PLC0415  an offline tool
+    from fastwhisper.quantizing.make import quantize as make  # noqa: PLC0415  an offline tool
 
     with _bars() as bars:
         work = partial(

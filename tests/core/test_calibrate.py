@@ -10,8 +10,8 @@ import pytest
 from mlx.utils import tree_flatten
 
 import fastwhisper
-from fastwhisper.core.calibrate import Heard, Rounded, calibrate, round_plainly
-from fastwhisper.core.recipe import choose_precision
+from fastwhisper.quantizing.calibrate import Heard, Rounded, calibrate, round_plainly
+from fastwhisper.quantizing.recipe import choose_precision
 from fastwhisper.values import Dimensions, ModulePrecision, Quantization
 from tests.tiny_models import write_model
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastwhisper.checkpoint.expected import BITS, GROUP_SIZES
-from fastwhisper.core.quantize import (
+from fastwhisper.quantizing.rounding import (
     Grid,
     compensate,
     dequantize,
@@ -23,7 +23,7 @@ from fastwhisper.core.quantize import (
 from fastwhisper.values import ModulePrecision
 
 if TYPE_CHECKING:
-    from fastwhisper.core.quantize import Floats
+    from fastwhisper.quantizing.rounding import Floats
 
 PRECISIONS = [ModulePrecision(bits, size) for bits in BITS for size in GROUP_SIZES]
 

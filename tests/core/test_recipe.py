@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastwhisper.checkpoint.expected import check_quantization, expected_shapes
-from fastwhisper.core.recipe import (
+from fastwhisper.quantizing.recipe import (
     INT4_SHARE,
     choose_precision,
     describe_precision,

@@ -14,11 +14,12 @@ from mlx.utils import tree_flatten
 from safetensors.numpy import load_file
 
 import fastwhisper
-from fastwhisper import quantizing, stages
-from fastwhisper.core.calibrate import Heard
+from fastwhisper import stages
 from fastwhisper.engine import threads
 from fastwhisper.engine.threads import Lane
 from fastwhisper.errors import InvalidModelFormatError, QuantizedModelNotAvailableError
+from fastwhisper.quantizing import make
+from fastwhisper.quantizing.calibrate import Heard
 from fastwhisper.values import ModulePrecision, Progress, Quantization
 from tests.shell.test_loading import assert_same_module
 from tests.tiny_models import SMALLEST, make_arrays, make_config, write_arrays, write_model
@@ -44,7 +45,7 @@ def mumble(model: Whisper) -> Iterator[Heard]:
 @pytest.fixture(autouse=True)
 def noise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the small models hear noise, as speech is too long for them, and write no text."""
-    monkeypatch.setattr(quantizing, "_hear", mumble)
+    monkeypatch.setattr(make, "_hear", mumble)
     monkeypatch.setattr(stages, "require_text", lambda _: None)
 
 
@@ -60,7 +61,7 @@ async def test_what_is_written_opens_on_the_fast_path(
 ) -> None:
     """The directory opens without conversion, and holds the arrays that were written."""
     out = tmp_path / "new" / "out"
-    assert await quantizing.quantize(source, out=out, quant=Quantization(quant), share=0.5) == out
+    assert await make.quantize(source, out=out, quant=Quantization(quant), share=0.5) == out
     written = load_file(out / "weights.safetensors")
     async with fastwhisper.open(out) as session:
         opened = dict(tree_flatten(session.result.model.parameters()))
@@ -75,7 +76,7 @@ async def test_mlx_whisper_opens_it_where_its_config_can_say_it(
     source: Path, tmp_path: Path
 ) -> None:
     """One precision for all modules: upstream's module is ours, array for array."""
-    out = await quantizing.quantize(source, out=tmp_path / "out", quant="int8")
+    out = await make.quantize(source, out=tmp_path / "out", quant="int8")
     ours = await threads.run(lambda: fastwhisper.load_model(out), Lane.COMPUTE)
     assert_same_module(ours, mlx_whisper.load_models.load_model(str(out)))
 
@@ -90,8 +91,8 @@ async def test_mixed_precision_is_in_the_config(
             write_model(tmp_path / "int8", dimensions=SMALLEST, precision="int8")
         ).precision
     }
-    monkeypatch.setattr(quantizing, "choose_precision", lambda *_, **__: mixed)
-    out = await quantizing.quantize(source, out=tmp_path / "out")
+    monkeypatch.setattr(make, "choose_precision", lambda *_, **__: mixed)
+    out = await make.quantize(source, out=tmp_path / "out")
     said = json.loads((out / "config.json").read_text())["quantization"]
     assert said == {
         "bits": 3,
@@ -103,7 +104,7 @@ async def test_mixed_precision_is_in_the_config(
 
 async def test_biases_take_back_what_rounding_shifts(source: Path, tmp_path: Path) -> None:
     """Calibration changes linear biases; norms and convolutions stay as they were."""
-    out = await quantizing.quantize(source, out=tmp_path / "out", share=0.5)
+    out = await make.quantize(source, out=tmp_path / "out", share=0.5)
     before, after = (
         load_file(source / "weights.safetensors"),
         load_file(out / "weights.safetensors"),
@@ -121,7 +122,7 @@ async def test_biases_take_back_what_rounding_shifts(source: Path, tmp_path: Pat
 async def test_progress_counts_every_module(source: Path, tmp_path: Path) -> None:
     """The stage "convert" begins at nothing, never goes back and ends at all."""
     seen: list[Progress] = []
-    await quantizing.quantize(source, out=tmp_path / "out", quant="int8", on_progress=seen.append)
+    await make.quantize(source, out=tmp_path / "out", quant="int8", on_progress=seen.append)
     done = [each.done_bytes for each in seen if each.stage == "convert"]
     assert done == sorted(done)
     assert done[0] == 0
@@ -132,26 +133,26 @@ async def test_a_directory_that_exists_is_left_alone(source: Path, tmp_path: Pat
     """Nothing is overwritten, and nothing is loaded first."""
     (tmp_path / "out").mkdir()
     with pytest.raises(FileExistsError, match="name a directory to make"):
-        await quantizing.quantize(source, out=tmp_path / "out")
+        await make.quantize(source, out=tmp_path / "out")
 
 
 async def test_float16_is_no_choice(source: Path, tmp_path: Path) -> None:
     """Asking for float16 is an error that names the choices."""
     with pytest.raises(ValueError, match="choose int8 or int4"):
-        await quantizing.quantize(source, out=tmp_path / "out", quant="float16")
+        await make.quantize(source, out=tmp_path / "out", quant="float16")
 
 
 async def test_too_small_a_share_is_refused(source: Path, tmp_path: Path) -> None:
     """No recipe for a tenth of the bytes: the error says what is needed."""
     with pytest.raises(ValueError, match="needs"):
-        await quantizing.quantize(source, out=tmp_path / "out", share=0.1)
+        await make.quantize(source, out=tmp_path / "out", share=0.1)
 
 
 async def test_a_quantized_source_is_refused(tmp_path: Path) -> None:
     """Rounding twice is not what anybody wants."""
     source = write_model(tmp_path / "source", dimensions=SMALLEST, precision="int8")
     with pytest.raises(QuantizedModelNotAvailableError):
-        await quantizing.quantize(source, out=tmp_path / "out")
+        await make.quantize(source, out=tmp_path / "out")
 
 
 async def test_a_model_of_nan_is_refused(tmp_path: Path) -> None:
@@ -160,7 +161,7 @@ async def test_a_model_of_nan_is_refused(tmp_path: Path) -> None:
     arrays["encoder.conv1.bias"][:] = np.nan
     source = write_arrays(tmp_path / "source", arrays, make_config(SMALLEST))
     with pytest.raises(InvalidModelFormatError, match="source"):
-        await quantizing.quantize(source, out=tmp_path / "out", share=0.5)
+        await make.quantize(source, out=tmp_path / "out", share=0.5)
     assert left(tmp_path) == []
 
 
@@ -172,7 +173,7 @@ async def test_what_the_callback_raises_ends_the_work(source: Path, tmp_path: Pa
             raise KeyError(progress.stage)
 
     with pytest.raises(KeyError):
-        await quantizing.quantize(source, out=tmp_path / "out", share=0.5, on_progress=refuse)
+        await make.quantize(source, out=tmp_path / "out", share=0.5, on_progress=refuse)
     assert not (tmp_path / "out").exists()
 
 
@@ -184,9 +185,9 @@ async def test_a_failed_write_leaves_nothing(
     def fail(path: Path) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(quantizing, "_sync", fail)
+    monkeypatch.setattr(make, "_sync", fail)
     with pytest.raises(OSError, match="No space left"):
-        await quantizing.quantize(source, out=tmp_path / "out", quant="int8")
+        await make.quantize(source, out=tmp_path / "out", quant="int8")
     assert left(tmp_path) == []
 
 
@@ -200,7 +201,7 @@ async def test_cancelled_midway_leaves_nothing(source: Path, tmp_path: Path) -> 
             if progress.stage == "convert" and progress.done_bytes:
                 scope.cancel()
 
-        await quantizing.quantize(source, out=tmp_path / "out", quant="int8", on_progress=cancel)
+        await make.quantize(source, out=tmp_path / "out", quant="int8", on_progress=cancel)
     assert scope.cancelled_caught
     assert seen[-1].done_bytes < (seen[-1].total_bytes or 0)
     assert left(tmp_path) == []

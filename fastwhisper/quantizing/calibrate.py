@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from fastwhisper.core.quantize import (
+from fastwhisper.quantizing.rounding import (
     DAMPING,
     Grid,
     Moments,
@@ -29,7 +29,7 @@ from fastwhisper.core.quantize import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from fastwhisper.core.quantize import Codes, Floats
+    from fastwhisper.quantizing.rounding import Codes, Floats
     from fastwhisper.values import ModulePrecision
     from fastwhisper.whisper.network import Block, Whisper
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fastwhisper.checkpoint.expected import expected_shapes
 from fastwhisper.checkpoint.inspection import CONFIG
-from fastwhisper.core.recipe import INT4_SHARE, choose_precision, describe_precision
 from fastwhisper.engine import threads
 from fastwhisper.engine.threads import Lane
 from fastwhisper.errors import InvalidModelFormatError
 from fastwhisper.loading import load
+from fastwhisper.quantizing.recipe import INT4_SHARE, choose_precision, describe_precision
 from fastwhisper.values import Progress, Quantization
 from fastwhisper.whisper.options import DecodeSettings
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from fastwhisper.core.calibrate import Heard, Rounded
+    from fastwhisper.quantizing.calibrate import Heard, Rounded
     from fastwhisper.values import QuantizationName, WhisperModel
     from fastwhisper.whisper.network import Whisper
 
@@ -144,7 +144,7 @@ class Work:
             yield Progress("convert", done_bytes, total_bytes)
 
     def rounded(self) -> Iterator[Rounded]:
-        from fastwhisper.core import calibrate  # noqa: PLC0415  imports MLX
+        from fastwhisper.quantizing import calibrate  # noqa: PLC0415  imports MLX
 
         if self._quant is Quantization.INT8:
             return calibrate.round_plainly(self.model, self.precision, check=threads.check)
@@ -157,7 +157,7 @@ def _hear(model: Whisper) -> Iterator[Heard]:
     import mlx.core as mx  # noqa: PLC0415  blas.py acts before MLX is imported
 
     from fastwhisper.audio import WINDOW_FRAMES, load_audio, open_mel  # noqa: PLC0415
-    from fastwhisper.core.calibrate import Heard  # noqa: PLC0415
+    from fastwhisper.quantizing.calibrate import Heard  # noqa: PLC0415
     from fastwhisper.window_decoder import WindowDecoder  # noqa: PLC0415  imports MLX
 
     for language in _LANGUAGES if model.is_multilingual else _LANGUAGES[:1]:
