@@ -29,7 +29,7 @@ import mlx.core as mx  # noqa: E402  after the BLAS
 from mlx.utils import tree_flatten  # noqa: E402
 from mlx_whisper.transcribe import transcribe  # noqa: E402
 
-from fastwhisper.audio import load_audio  # noqa: E402
+from fastwhisper.transcribing.mel import load_audio  # noqa: E402
 from tests.reference import CORRECTIONS, import_reference  # noqa: E402
 
 if TYPE_CHECKING:

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Final
 import av
 import numpy as np
 
-from fastwhisper.audio import SAMPLE_RATE, load_audio
+from fastwhisper.transcribing.mel import SAMPLE_RATE, load_audio
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fastwhisper.audio import FloatArray
+    from fastwhisper.transcribing.mel import FloatArray
 
 __all__ = [
     "TEXTS",

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     import os
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 
-    from fastwhisper.audio import AudioSource
     from fastwhisper.readiness import LoadResult
+    from fastwhisper.transcribing.mel import AudioSource
+    from fastwhisper.transcribing.windows import Window
     from fastwhisper.values import (
         LoadingState,
         LoadOverrides,
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     )
     from fastwhisper.whisper.network import Whisper
     from fastwhisper.whisper.options import DecodeSettings, Task, TranscribeOptions
-    from fastwhisper.windows import Window
 
 __all__ = ["Session", "open"]
 
@@ -284,7 +284,7 @@ class SegmentStream:
         """Everything that is decoded, as one transcription; None before the first window."""
         if not self._done:
             return None
-        from fastwhisper.windows import summarize  # noqa: PLC0415  imports MLX
+        from fastwhisper.transcribing.windows import summarize  # noqa: PLC0415  imports MLX
 
         return summarize(self._done, duration_s=self._duration_s)
 
@@ -320,8 +320,8 @@ class SegmentStream:
 
     def _open_windows(self) -> Iterator[Window]:
         # Imported here, in one of the engine's threads: NumPy, and what decodes.
-        from fastwhisper.audio import open_mel  # noqa: PLC0415
-        from fastwhisper.windows import transcribe_windows  # noqa: PLC0415
+        from fastwhisper.transcribing.mel import open_mel  # noqa: PLC0415
+        from fastwhisper.transcribing.windows import transcribe_windows  # noqa: PLC0415
 
         model = self._job.readiness.model()
         mel = open_mel(self._audio, n_mels=model.dims.n_mels, check=threads.check)
@@ -335,7 +335,7 @@ def _detach(audio: AudioSource) -> AudioSource:
     """Turn an MLX array, which may be lazy, into samples that may cross threads."""
     mlx = sys.modules.get("mlx.core")
     if mlx is not None and isinstance(audio, mlx.array):
-        from fastwhisper.audio import to_samples  # noqa: PLC0415  see _open_mel
+        from fastwhisper.transcribing.mel import to_samples  # noqa: PLC0415  see _open_mel
 
         return to_samples(audio)
     return audio

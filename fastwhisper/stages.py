@@ -263,14 +263,14 @@ def prepare_text(checkpoint: Checkpoint) -> None:
     read_tokenizer(checkpoint.dimensions.n_vocab, language="en", task="transcribe")
     threads.check()
     import_mlx()
-    from fastwhisper.windows import transcribe_windows  # noqa: F401, PLC0415  imports the rest
+    from fastwhisper.transcribing.windows import transcribe_windows  # noqa: F401, PLC0415  imports the rest
 
 
 def warm_mel(checkpoint: Checkpoint) -> None:
     """Turn a second of silence into mel, where audio is; it loads the Fourier transform."""
     import numpy as np  # noqa: PLC0415
 
-    from fastwhisper.audio import open_mel  # noqa: PLC0415
+    from fastwhisper.transcribing.mel import open_mel  # noqa: PLC0415
 
     silence = np.zeros(_WARM_SAMPLES, np.float32)
     open_mel(silence, n_mels=checkpoint.dimensions.n_mels, check=threads.check)
@@ -322,10 +322,10 @@ def warm_network(checkpoint: Checkpoint, dtype: DtypeName) -> None:
     import numpy as np  # noqa: PLC0415
     from mlx.utils import tree_map  # noqa: PLC0415
 
-    from fastwhisper.audio import WINDOW_FRAMES, MelAudio  # noqa: PLC0415
+    from fastwhisper.transcribing.mel import WINDOW_FRAMES, MelAudio  # noqa: PLC0415
+    from fastwhisper.transcribing.windows import transcribe_windows  # noqa: PLC0415
     from fastwhisper.whisper.options import DecodeSettings  # noqa: PLC0415
     from fastwhisper.whisper.params import build_module  # noqa: PLC0415
-    from fastwhisper.windows import transcribe_windows  # noqa: PLC0415
 
     one_layer = replace(checkpoint.dimensions, n_audio_layer=1, n_text_layer=1)
     precision = {

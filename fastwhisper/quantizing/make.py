@@ -156,9 +156,9 @@ def _hear(model: Whisper) -> Iterator[Heard]:
     """Read the speech that comes with the package, and let a model write it down."""
     import mlx.core as mx  # noqa: PLC0415  blas.py acts before MLX is imported
 
-    from fastwhisper.audio import WINDOW_FRAMES, load_audio, open_mel  # noqa: PLC0415
     from fastwhisper.quantizing.calibrate import Heard  # noqa: PLC0415
-    from fastwhisper.window_decoder import WindowDecoder  # noqa: PLC0415  imports MLX
+    from fastwhisper.transcribing.mel import WINDOW_FRAMES, load_audio, open_mel  # noqa: PLC0415
+    from fastwhisper.transcribing.window_decoder import WindowDecoder  # noqa: PLC0415  imports MLX
 
     for language in _LANGUAGES if model.is_multilingual else _LANGUAGES[:1]:
         file = Path(__file__).parent / "data" / _SPEECH.format(language=language)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from mlx_whisper.transcribe import ModelHolder, transcribe
 
-from fastwhisper.audio import load_audio, open_mel
+from fastwhisper.transcribing.mel import load_audio, open_mel
+from fastwhisper.transcribing.windows import summarize, transcribe_windows
 from fastwhisper.whisper.options import DecodeSettings
-from fastwhisper.windows import summarize, transcribe_windows
 from tests.real.conftest import SENTENCE
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastwhisper.audio import SAMPLE_RATE, load_audio, log_mel, open_mel
 from fastwhisper.errors import AudioError
+from fastwhisper.transcribing.mel import SAMPLE_RATE, load_audio, log_mel, open_mel
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -512,7 +512,7 @@ def test_only_the_mel_is_kept(tmp_path: Path) -> None:
     encode(path, sine(600), codec="flac", container="flac")
     program = (
         "import resource, sys\n"
-        "from fastwhisper.audio import open_mel\n"
+        "from fastwhisper.transcribing.mel import open_mel\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * "
         "(1 if sys.platform == 'darwin' else 1024)\n"
         "open_mel(sys.argv[1], n_mels=80); before = peak()\n"
@@ -535,7 +535,7 @@ def test_only_the_mel_is_kept(tmp_path: Path) -> None:
 def test_importing_audio_imports_neither_av_nor_mlx() -> None:
     """What is slow to import, and what blas.py must precede, waits for its use."""
     program = (
-        "import sys, fastwhisper.audio\n"
+        "import sys, fastwhisper.transcribing.mel\n"
         "print([m for m in ('av', 'mlx', 'mlx_whisper') if m in sys.modules])"
     )
     output = subprocess.run(
@@ -547,7 +547,7 @@ def test_importing_audio_imports_neither_av_nor_mlx() -> None:
 def test_a_session_fed_with_samples_never_imports_av() -> None:
     """Only files need FFmpeg."""
     program = (
-        "import sys, numpy, fastwhisper.audio as a\n"
+        "import sys, numpy, fastwhisper.transcribing.mel as a\n"
         "a.open_mel(numpy.zeros(100, numpy.float32), n_mels=80)\n"
         "print('av' in sys.modules, 'mlx_whisper' in sys.modules)"
     )

@@ -20,12 +20,12 @@ import mlx_whisper.writers
 import pytest
 
 from fastwhisper import commands
-from fastwhisper.audio import load_audio
 from fastwhisper.cli import main
 from fastwhisper.engine import threads
 from fastwhisper.errors import AudioError, ModelNotFoundError
 from fastwhisper.session import Session
-from fastwhisper.window_decoder import WindowDecoder
+from fastwhisper.transcribing.mel import load_audio
+from fastwhisper.transcribing.window_decoder import WindowDecoder
 from tests.reference import import_reference
 from tests.shell.test_audio import wav_bytes
 from tests.shell.test_windows import noise, write_babbler

@@ -21,7 +21,7 @@ import pytest
 import fastwhisper
 from fastwhisper import SessionClosedError
 from fastwhisper.engine import tasks, threads
-from fastwhisper.window_decoder import WindowDecoder
+from fastwhisper.transcribing.window_decoder import WindowDecoder
 from tests.shell.test_audio import wav_bytes
 from tests.shell.test_windows import noise, write_babbler
 from tests.tiny_models import SPEAKING

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import fastwhisper
-from fastwhisper.audio import open_mel
+from fastwhisper.transcribing.mel import open_mel
+from fastwhisper.transcribing.windows import Window, summarize, transcribe_windows
 from fastwhisper.values import Segment, Transcription
 from fastwhisper.whisper.options import DecodeSettings
-from fastwhisper.windows import Window, summarize, transcribe_windows
 from tests.reference import import_reference
 from tests.tiny_models import SPEAKING, make_arrays, make_config, write_arrays
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from fastwhisper.audio import MelAudio
+    from fastwhisper.transcribing.mel import MelAudio
     from fastwhisper.values import DtypeName
     from fastwhisper.whisper.network import Whisper
 
@@ -458,7 +458,8 @@ def test_a_window_that_would_begin_again_where_it_began_is_left(
 ) -> None:
     """Whatever the rules of word times say, every window ends later than the one before."""
     monkeypatch.setattr(
-        "fastwhisper.windows.skip_leading_silence", lambda *_, span, **__: span.start_frame
+        "fastwhisper.transcribing.windows.skip_leading_silence",
+        lambda *_, span, **__: span.start_frame,
     )
     audio = open_mel(noise(65), n_mels=80)
     windows = list(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from fastwhisper.values import Word
-from fastwhisper.words import (
+from fastwhisper.transcribing.words import (
     Draft,
     Span,
     drop_hallucinations,
     end_of_speech_s,
     skip_leading_silence,
 )
+from fastwhisper.values import Word
 
 SPAN = Span(start_frame=1000, frames=3000, start_s=10.0, duration_s=30.0, window_end_s=40.0)
 CONTENT_FRAMES = 10_000

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias, TypeGuard, cast
 import numpy as np
 
 from fastwhisper.errors import AudioError
-from fastwhisper.media import SAMPLE_RATE, decode_media, media_name, open_media
+from fastwhisper.transcribing.media import SAMPLE_RATE, decode_media, media_name, open_media
 from fastwhisper.whisper.filters import read_mel_filters
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import mlx.core as mx
 
-    from fastwhisper.media import MediaSource
+    from fastwhisper.transcribing.media import MediaSource
 
     FloatArray: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
     AudioSource: TypeAlias = MediaSource | np.ndarray | mx.array

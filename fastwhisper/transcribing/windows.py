@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from fastwhisper.audio import WINDOW_FRAMES
-from fastwhisper.values import Segment, Transcription
-from fastwhisper.window_decoder import WindowDecoder
-from fastwhisper.words import (
+from fastwhisper.transcribing.mel import WINDOW_FRAMES
+from fastwhisper.transcribing.window_decoder import WindowDecoder
+from fastwhisper.transcribing.words import (
     FRAMES_PER_SECOND,
     Draft,
     Span,
@@ -27,6 +26,7 @@ from fastwhisper.words import (
     end_of_speech_s,
     skip_leading_silence,
 )
+from fastwhisper.values import Segment, Transcription
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     import mlx.core as mx
 
-    from fastwhisper.audio import MelAudio
+    from fastwhisper.transcribing.mel import MelAudio
     from fastwhisper.whisper.decoding import DecodedWindow
     from fastwhisper.whisper.network import Whisper
     from fastwhisper.whisper.options import DecodeSettings

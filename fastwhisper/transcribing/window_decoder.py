@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
-from fastwhisper.audio import WINDOW_FRAMES
+from fastwhisper.transcribing.mel import WINDOW_FRAMES
 from fastwhisper.whisper.decoding import decode_window, detect_language
 from fastwhisper.whisper.languages import LANGUAGES
 from fastwhisper.whisper.tokenizer import Tokenizer, read_tokenizer
@@ -21,7 +21,7 @@ from fastwhisper.whisper.tokenizer import Tokenizer, read_tokenizer
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from fastwhisper.audio import MelAudio
+    from fastwhisper.transcribing.mel import MelAudio
     from fastwhisper.whisper.decoding import DecodedWindow
     from fastwhisper.whisper.network import Whisper
     from fastwhisper.whisper.options import DecodeSettings
