@@ -28,8 +28,8 @@ if TYPE_CHECKING:
         SessionClosedError,
         TokenizationFailedError,
     )
-    from fastwhisper.loading import load
-    from fastwhisper.readiness import LoadResult, Readiness
+    from fastwhisper.loading.load import load
+    from fastwhisper.loading.readiness import LoadResult, Readiness
     from fastwhisper.session import Session, open
     from fastwhisper.sources.table import resolve_repo
     from fastwhisper.values import (
@@ -100,13 +100,13 @@ __all__ = [
 
 _MODULES = {
     "Checkpoint": "checkpoint.inspection",
-    "LoadResult": "readiness",
-    "Readiness": "readiness",
+    "LoadResult": "loading.readiness",
+    "Readiness": "loading.readiness",
     "Session": "session",
     "apply_params": "whisper.params",
     "build_module": "whisper.params",
     "inspect_checkpoint": "checkpoint.inspection",
-    "load": "loading",
+    "load": "loading.load",
     "load_model": "compat",
     "open": "session",
     "read_shards": "checkpoint.read",

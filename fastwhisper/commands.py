@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import anyio
 
-from fastwhisper import stages
 from fastwhisper.checkpoint.inspection import inspect_checkpoint
 from fastwhisper.cli import SUBTITLES
 from fastwhisper.errors import AudioError, HubUnavailableError
+from fastwhisper.loading import stages
 from fastwhisper.quantizing.recipe import word_error_cost
 from fastwhisper.session import open as open_session
 from fastwhisper.sources import converted, find

@@ -10,11 +10,11 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from fastwhisper import stages
 from fastwhisper.engine import threads
 from fastwhisper.engine.backend import import_mlx
 from fastwhisper.engine.threads import Lane
 from fastwhisper.errors import BackendMissingError
+from fastwhisper.loading import stages
 from fastwhisper.sources import find
 from fastwhisper.values import LoadOptions, Quantization
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mlx_whisper.whisper import Whisper
 
     from fastwhisper.checkpoint.inspection import Checkpoint
-    from fastwhisper.stages import Params
+    from fastwhisper.loading.stages import Params
 
 __all__ = ["load_model"]
 

@@ -14,14 +14,14 @@ import anyio
 from fastwhisper.engine import tasks, threads
 from fastwhisper.engine.threads import Lane
 from fastwhisper.errors import ModelNotReadyError, SessionClosedError
-from fastwhisper.loading import Load
+from fastwhisper.loading.load import Load
 from fastwhisper.values import LoadOptions
 
 if TYPE_CHECKING:
     import os
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 
-    from fastwhisper.readiness import LoadResult
+    from fastwhisper.loading.readiness import LoadResult
     from fastwhisper.transcribing.mel import AudioSource
     from fastwhisper.transcribing.windows import Window
     from fastwhisper.values import (

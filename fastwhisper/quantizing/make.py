@@ -15,7 +15,7 @@ from fastwhisper.checkpoint.inspection import CONFIG
 from fastwhisper.engine import threads
 from fastwhisper.engine.threads import Lane
 from fastwhisper.errors import InvalidModelFormatError
-from fastwhisper.loading import load
+from fastwhisper.loading.load import load
 from fastwhisper.quantizing.recipe import INT4_SHARE, choose_precision, describe_precision
 from fastwhisper.values import Progress, Quantization
 from fastwhisper.whisper.options import DecodeSettings

@@ -11,7 +11,7 @@ import pytest
 
 import fastwhisper
 from bench.models import DIMENSIONS, tensors
-from fastwhisper import stages
+from fastwhisper.loading import stages
 from fastwhisper.sources import find
 from fastwhisper.values import LoadOptions, Quantization, WhisperModel
 from tests.tiny_models import SPEAKING, write_model

@@ -40,16 +40,16 @@ class Gate:
 
 STAGES = {
     "locate": "fastwhisper.sources.find.find",
-    "inspect": "fastwhisper.stages.inspect",
-    "read": "fastwhisper.stages.read",
-    "confirm": "fastwhisper.stages.confirm",
-    "build": "fastwhisper.stages.build",
-    "tokenizer": "fastwhisper.stages.prepare_text",
-    "warm products": "fastwhisper.stages.warm_products",
-    "warm attention": "fastwhisper.stages.warm_attention",
-    "warm convolution": "fastwhisper.stages.warm_convolution",
-    "warm mel": "fastwhisper.stages.warm_mel",
-    "warm network": "fastwhisper.stages.warm_network",
-    "apply": "fastwhisper.stages.apply",
+    "inspect": "fastwhisper.loading.stages.inspect",
+    "read": "fastwhisper.loading.stages.read",
+    "confirm": "fastwhisper.loading.stages.confirm",
+    "build": "fastwhisper.loading.stages.build",
+    "tokenizer": "fastwhisper.loading.stages.prepare_text",
+    "warm products": "fastwhisper.loading.stages.warm_products",
+    "warm attention": "fastwhisper.loading.stages.warm_attention",
+    "warm convolution": "fastwhisper.loading.stages.warm_convolution",
+    "warm mel": "fastwhisper.loading.stages.warm_mel",
+    "warm network": "fastwhisper.loading.stages.warm_network",
+    "apply": "fastwhisper.loading.stages.apply",
 }
 """Every stage of a load after its name was accepted, and the function that does it."""

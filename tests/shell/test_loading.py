@@ -27,9 +27,9 @@ from fastwhisper import (
     Quantization,
     Ready,
     TokenizationFailedError,
-    stages,
 )
 from fastwhisper.checkpoint import inspection as checkpoint_module
+from fastwhisper.loading import stages
 from fastwhisper.sources import converted
 from fastwhisper.whisper.params import UNPACK_ROWS
 from tests.shell.gates import STAGES, Gate
@@ -237,7 +237,7 @@ def test_safetensors_is_asked_again_about_another_header(
         asked.append(checkpoint.path)
         real(checkpoint)
 
-    monkeypatch.setattr("fastwhisper.stages.confirm_checkpoint", confirm)
+    monkeypatch.setattr("fastwhisper.loading.stages.confirm_checkpoint", confirm)
     for _ in range(2):
         stages.confirm(stages.inspect(model))
         assert len(asked) == 1
@@ -261,7 +261,7 @@ def test_a_converted_copy_is_confirmed_when_it_is_made(
     stages.keep_converted(stages.inspect(directory), int)
     copy = stages.inspect(directory)
     assert copy.path != directory
-    monkeypatch.setattr("fastwhisper.stages.confirm_checkpoint", None)
+    monkeypatch.setattr("fastwhisper.loading.stages.confirm_checkpoint", None)
     stages.confirm(copy)
 
 

@@ -14,10 +14,10 @@ from mlx.utils import tree_flatten
 from safetensors.numpy import load_file
 
 import fastwhisper
-from fastwhisper import stages
 from fastwhisper.engine import threads
 from fastwhisper.engine.threads import Lane
 from fastwhisper.errors import InvalidModelFormatError, QuantizedModelNotAvailableError
+from fastwhisper.loading import stages
 from fastwhisper.quantizing import make
 from fastwhisper.quantizing.calibrate import Heard
 from fastwhisper.values import ModulePrecision, Progress, Quantization

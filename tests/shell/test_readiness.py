@@ -16,7 +16,7 @@ from fastwhisper.errors import (
     ModelNotReadyError,
     SessionClosedError,
 )
-from fastwhisper.readiness import Readiness
+from fastwhisper.loading.readiness import Readiness
 from fastwhisper.values import Closed, Failed, Loading, LoadStats, Ready
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
-from fastwhisper import stages
 from fastwhisper.engine import backend, tasks, threads
 from fastwhisper.engine.threads import Lane
 from fastwhisper.errors import QuantizedModelNotAvailableError
-from fastwhisper.progress import Meter
-from fastwhisper.readiness import LoadResult, Readiness
+from fastwhisper.loading import stages
+from fastwhisper.loading.progress import Meter
+from fastwhisper.loading.readiness import LoadResult, Readiness
 from fastwhisper.sources import find
 from fastwhisper.sources.table import parse_quantization
 from fastwhisper.values import LoadOptions, LoadStats, Span
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from fastwhisper.checkpoint.inspection import Checkpoint
+    from fastwhisper.loading.stages import Params
     from fastwhisper.sources.find import Location
-    from fastwhisper.stages import Params
     from fastwhisper.values import DtypeName, LoadOverrides, Progress, WhisperModel
     from fastwhisper.whisper.network import Whisper
 
