@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastwhisper.cli import main
+from fastwhisper.cli.parser import main
 
 if __name__ == "__main__":
     main()

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import mlx_whisper.writers
 import pytest
 
-from fastwhisper import commands
-from fastwhisper.cli import main
+from fastwhisper.cli import commands
+from fastwhisper.cli.parser import main
 from fastwhisper.engine import threads
 from fastwhisper.errors import AudioError, ModelNotFoundError
 from fastwhisper.session import Session

@@ -46,7 +46,7 @@ setattr(importlib.import_module(module), name, held)
 """
 
 COMMAND = """
-from fastwhisper.cli import main
+from fastwhisper.cli.parser import main
 main(["transcribe", "nothing.wav", "--model", directory])
 """
 

@@ -187,7 +187,7 @@ def test_the_command_works_with_stdin_closed(
     """The command inspects and transcribes without a stdin."""
     model = tiny_model_dir(dimensions=SPEAKING)
     sample = Path(__file__).parents[1] / "data" / "sample.ogg"
-    run = "from fastwhisper.cli import main; main()"
+    run = "from fastwhisper.cli.parser import main; main()"
     output = ["--temperature", "0", "-f", "json", "-o", tmp_path]
     for arguments in (["inspect", model], ["transcribe", sample, "--model", model, *output]):
         done = python(run, *map(str, arguments), stdin="<&-")
@@ -198,7 +198,7 @@ def test_the_command_works_with_stdin_closed(
 def test_reading_stdin_that_is_closed_says_so(tiny_model_dir: Callable[..., Path]) -> None:
     """`-` without a stdin is an error in words, not a traceback."""
     model = tiny_model_dir(dimensions=SPEAKING)
-    run = "from fastwhisper.cli import main; main()"
+    run = "from fastwhisper.cli.parser import main; main()"
     done = python(run, "transcribe", "-", "--model", str(model), stdin="<&-")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr

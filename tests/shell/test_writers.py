@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from mlx_whisper import writers as upstream
 
+from fastwhisper.cli.writers import FORMATS, Format, write
 from fastwhisper.values import Segment, Transcription, Word
-from fastwhisper.writers import FORMATS, Format, write
 
 UPSTREAM = {
     "txt": upstream.WriteTXT,

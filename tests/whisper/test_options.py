@@ -148,7 +148,7 @@ def test_settings_can_not_be_changed() -> None:
 def test_importing_it_imports_no_mlx() -> None:
     """Options are checked before anything heavy is imported."""
     program = (
-        "import sys, fastwhisper.whisper.options, fastwhisper.writers\n"
+        "import sys, fastwhisper.whisper.options, fastwhisper.cli.writers\n"
         "print([m for m in ('mlx', 'numpy', 'mlx_whisper') if m in sys.modules])"
     )
     output = subprocess.run(

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import anyio
 
 from fastwhisper.checkpoint.inspection import inspect_checkpoint
-from fastwhisper.cli import SUBTITLES
+from fastwhisper.cli.parser import SUBTITLES
+from fastwhisper.cli.writers import FORMATS, write
 from fastwhisper.errors import AudioError, HubUnavailableError
 from fastwhisper.loading import stages
 from fastwhisper.quantizing.recipe import word_error_cost
@@ -25,7 +26,6 @@ from fastwhisper.session import open as open_session
 from fastwhisper.sources import converted, find
 from fastwhisper.values import LoadOptions, LoadOverrides, Quantization, WhisperModel
 from fastwhisper.whisper.options import TranscribeOptions
-from fastwhisper.writers import FORMATS, write
 
 if TYPE_CHECKING:
     import argparse
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress as Bars
 
+    from fastwhisper.cli.writers import Format
     from fastwhisper.session import SegmentStream, Session
     from fastwhisper.sources.find import Location
     from fastwhisper.values import DtypeName, Progress, Transcription
-    from fastwhisper.writers import Format
 
 __all__ = ["cache", "inspect", "pull", "quantize", "transcribe"]
 

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.command == "transcribe":
         _refuse_wrong(options, parser)
     try:
-        from fastwhisper import commands  # noqa: PLC0415  `--help` needs none of it
+        from fastwhisper.cli import commands  # noqa: PLC0415  `--help` needs none of it
 
         status = getattr(commands, options.command)(options)
     except KeyboardInterrupt:

@@ -1,0 +1,1 @@
+"""The command line: `fastwhisper transcribe`, `pull`, `inspect`, `quantize`, `cache`."""
