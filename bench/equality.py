@@ -30,7 +30,7 @@ from mlx.utils import tree_flatten  # noqa: E402
 from mlx_whisper.transcribe import transcribe  # noqa: E402
 
 from fastwhisper.transcribing.mel import load_audio  # noqa: E402
-from tests.reference import CORRECTIONS, import_reference  # noqa: E402
+from tests.helpers.reference import CORRECTIONS, import_reference  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -15,7 +15,7 @@ from fastwhisper.engine import blas
 # Before anything imports MLX: where there is an OpenBLAS, real speech takes a sixth of the time.
 blas.prepare()
 
-from tests.tiny_models import write_model  # noqa: E402  imports MLX
+from tests.helpers.tiny_models import write_model  # noqa: E402  imports MLX
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,6 +45,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if status is not None:
         config.get_terminal_writer().flush()
         os._exit(status)
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    """Name both backends: the plugin's own default drops one that is missing."""
+    return str(request.param)
 
 
 @pytest.fixture(autouse=True)

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import anyio
 
 from fastwhisper.checkpoint.inspection import inspect_checkpoint
+from fastwhisper.checkpoint.word_loss import word_error_cost
 from fastwhisper.cli.parser import SUBTITLES
 from fastwhisper.cli.writers import FORMATS, write
 from fastwhisper.errors import AudioError, HubUnavailableError
 from fastwhisper.loading import stages
-from fastwhisper.quantizing.recipe import word_error_cost
 from fastwhisper.session import open as open_session
 from fastwhisper.sources import converted, find
 from fastwhisper.values import LoadOptions, LoadOverrides, Quantization, WhisperModel
@@ -167,7 +167,7 @@ def pull(options: argparse.Namespace) -> int:
     """Download a model: `fastwhisper pull`."""
     model, load_options = _model(options.model), _load_options(options)
     find.check_form(model, load_options.quant)
-    location = find.find(model, load_options)
+    location = find.find_local(model, load_options)
     if location is None:
         with _bars() as bars:
             show = _show_load(bars)
@@ -186,7 +186,7 @@ def inspect(options: argparse.Namespace) -> int:
     """Say what a model on this machine is: `fastwhisper inspect`."""
     model, load_options = _model(options.model), _load_options(options)
     find.check_form(model, load_options.quant)
-    location = find.find(model, load_options)
+    location = find.find_local(model, load_options)
     if location is None:
         raise HubUnavailableError(
             options.model, f"it is not on this machine: fastwhisper pull {options.model}"

@@ -138,8 +138,8 @@ class Load:
     async def _locate(self) -> None:
         self._meter.report("resolve", 0, None)
         with self._span("locate"):
-            find = partial(find.find, self.model, self.options)
-            location = await threads.run(find, Lane.FILES)
+            find_local = partial(find.find_local, self.model, self.options)
+            location = await threads.run(find_local, Lane.FILES)
         if location is None:
             with self._span("download"):
                 location = await self._download()

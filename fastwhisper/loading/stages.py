@@ -16,10 +16,10 @@ from fastwhisper.checkpoint.inspection import (
     fingerprint_headers,
     inspect_checkpoint,
 )
+from fastwhisper.checkpoint.word_loss import word_error_cost
 from fastwhisper.engine import threads
 from fastwhisper.engine.backend import import_mlx
 from fastwhisper.errors import InvalidModelFormatError, TokenizationFailedError
-from fastwhisper.quantizing.recipe import word_error_cost
 from fastwhisper.sources import converted, verified
 from fastwhisper.whisper.languages import VOCAB_WITHOUT_LANGUAGES
 

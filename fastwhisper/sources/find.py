@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from fastwhisper.values import LoadOptions
 
-__all__ = ["Location", "check_form", "fetch", "find", "find_flaw", "locate"]
+__all__ = ["Location", "check_form", "fetch", "find_flaw", "find_local", "locate"]
 
 _REPO: Final = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
@@ -76,7 +76,9 @@ def check_form(model: WhisperModel | str | os.PathLike[str], quant: str) -> None
         resolve_repo(model)  # raises the error that lists the names
 
 
-def find(model: WhisperModel | str | os.PathLike[str], options: LoadOptions) -> Location | None:
+def find_local(
+    model: WhisperModel | str | os.PathLike[str], options: LoadOptions
+) -> Location | None:
     """Find a complete copy of a model on this machine; never touches the network. Blocks.
 
     Returns:
@@ -104,7 +106,7 @@ def fetch(
     on_bytes: Callable[[int, int | None], object],
     check: Callable[[], None],
 ) -> Location:
-    """Download a model that `find` did not find. Blocks, for as long as the network takes.
+    """Download a model that `find_local` did not find. Blocks, for as long as the network takes.
 
     What was already downloaded of it is kept; what another task or process is downloading
     is waited for. Only what the Hub calls a repository that does not exist moves on to the
@@ -159,8 +161,8 @@ def locate(
     *,
     check: Callable[[], None] = lambda: None,
 ) -> Location:
-    """Find or fetch the directory of a model. Blocks; raises what `find` and `fetch` raise."""
-    found = find(model, options)
+    """Find or fetch the directory of a model. Blocks; raises what those two raise."""
+    found = find_local(model, options)
     if found is not None:
         return found
     return fetch(os.fspath(model), options, on_bytes=lambda *_progress: None, check=check)

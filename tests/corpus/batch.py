@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from tests.corpus.case import OPENS, Case
 from tests.corpus.worker import digest
-from tests.tiny_models import write_model
+from tests.helpers.tiny_models import write_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

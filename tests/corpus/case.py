@@ -7,13 +7,13 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from tests.tiny_models import make_arrays, write_model
+from tests.helpers.tiny_models import make_arrays, write_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.tiny_models import Arrays, LayoutName
+    from tests.helpers.tiny_models import Arrays, LayoutName
 
 __all__ = [
     "INVALID",

@@ -23,7 +23,7 @@ from tests.corpus.case import (
     truncate,
     write_config,
 )
-from tests.tiny_models import (
+from tests.helpers.tiny_models import (
     SMALLEST,
     LayoutName,
     ctranslate2_bytes,
@@ -38,7 +38,7 @@ from tests.tiny_models import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.tiny_models import Arrays
+    from tests.helpers.tiny_models import Arrays
 
 __all__ = ["format_cases"]
 

@@ -7,7 +7,7 @@ import struct
 from typing import TYPE_CHECKING, Any, Final
 
 from tests.corpus.case import OPENS, Case, fault, put_bytes, truncate
-from tests.tiny_models import SMALLEST, make_arrays, safetensors_bytes, with_header
+from tests.helpers.tiny_models import SMALLEST, make_arrays, safetensors_bytes, with_header
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -19,7 +19,7 @@ from tests.corpus.case import (
     put_bytes,
     truncate,
 )
-from tests.tiny_models import make_arrays, safetensors_bytes, write_model
+from tests.helpers.tiny_models import make_arrays, safetensors_bytes, write_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

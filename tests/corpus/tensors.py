@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from tests.corpus.case import OPENS, Case, change_config, fault, put_bytes, truncate, write_config
-from tests.tiny_models import (
+from tests.helpers.tiny_models import (
     SMALLEST,
     make_arrays,
     make_config,
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.tiny_models import Arrays
+    from tests.helpers.tiny_models import Arrays
 
 __all__ = ["config_cases", "tensor_cases"]
 

@@ -23,12 +23,6 @@ SENTENCE = (
 )
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    """Name both backends: the plugin's own default drops one that is missing."""
-    return str(request.param)
-
-
 @pytest.fixture(scope="session")
 def sample() -> Path:
     """Give the recording of `SENTENCE`."""

@@ -14,7 +14,7 @@ from bench.models import DIMENSIONS, tensors
 from fastwhisper.loading import stages
 from fastwhisper.sources import find
 from fastwhisper.values import LoadOptions, Quantization, WhisperModel
-from tests.tiny_models import SPEAKING, write_model
+from tests.helpers.tiny_models import SPEAKING, write_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -132,7 +132,7 @@ def test_a_cached_cell_is_found_with_its_precision(hub_cache: Path, model: str, 
     """Each cell of the table, at its real size, is found in the cache and told apart."""
     repo = fastwhisper.resolve_repo(model, quant)
     write_sparse(place(hub_cache, repo), model, quant)
-    location = find.find(model, LoadOptions(quant=Quantization(quant), offline=True))
+    location = find.find_local(model, LoadOptions(quant=Quantization(quant), offline=True))
     assert location is not None
     assert (location.source, location.revision) == (repo, COMMIT)
     checkpoint = stages.inspect(location.path)

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 import fastwhisper
+from tests.helpers.tiny_models import huggingface_config, write_arrays
+from tests.loading.test_load import assert_same_module
 from tests.real.conftest import SENTENCE
-from tests.shell.test_loading import assert_same_module
-from tests.tiny_models import huggingface_config, write_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Callable

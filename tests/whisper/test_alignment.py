@@ -13,7 +13,7 @@ from mlx_whisper.timing import dtw, median_filter
 
 from fastwhisper.whisper.alignment import align_words, filter_median, warp
 from fastwhisper.whisper.tokenizer import read_tokenizer
-from tests.tiny_models import SPEAKING
+from tests.helpers.tiny_models import SPEAKING
 
 RANDOM = np.random.default_rng(0)
 TOKENIZER = read_tokenizer(51864, language="en", task="transcribe")

@@ -15,8 +15,8 @@ from fastwhisper.whisper import decoding
 from fastwhisper.whisper.decoding import DecodedWindow
 from fastwhisper.whisper.options import DecodeSettings
 from fastwhisper.whisper.tokenizer import read_tokenizer
-from tests.reference import import_reference
-from tests.tiny_models import SPEAKING
+from tests.helpers.reference import import_reference
+from tests.helpers.tiny_models import SPEAKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

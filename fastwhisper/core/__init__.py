@@ -1,1 +1,0 @@
-"""The functional core: no thread, loop, clock, environment, network or hidden state."""

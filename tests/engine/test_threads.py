@@ -1,0 +1,230 @@
+"""The engine's threads: results, errors, cancellation, forks, leaving, imports."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from functools import partial
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from fastwhisper.engine import backend, threads
+from fastwhisper.engine.threads import Lane
+from fastwhisper.errors import BackendMissingError, LoadingFailedError
+
+pytestmark = pytest.mark.anyio
+
+
+def run_python(code: str, *, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def assert_passes(code: str) -> None:
+    """Run code in a fresh interpreter, which must end well."""
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+
+
+async def test_returns_what_the_function_returns() -> None:
+    """A job's result reaches the task that asked for it."""
+    assert await threads.run(lambda: 6 * 7, Lane.READ) == 42
+
+
+async def test_raises_what_the_function_raises() -> None:
+    """A job's exception is raised bare where it was asked for."""
+    error = ZeroDivisionError("from the job")
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        await threads.run(fail, Lane.COMPUTE)
+    assert caught.value is error
+
+
+async def test_the_loop_runs_on_while_a_job_runs() -> None:
+    """A job that takes its time leaves the event loop free."""
+    release = threading.Event()
+    async with anyio.create_task_group() as group:
+        group.start_soon(threads.run, release.wait, Lane.READ)
+        await anyio.wait_all_tasks_blocked()
+        release.set()
+
+
+async def test_compute_runs_one_job_at_a_time() -> None:
+    """Two compute jobs never overlap."""
+    inside = 0
+    most = 0
+
+    def job() -> None:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        inside -= 1
+
+    async with anyio.create_task_group() as group:
+        for _ in range(20):
+            group.start_soon(threads.run, job, Lane.COMPUTE)
+    assert most == 1
+
+
+async def test_cancelling_stops_the_job_at_its_next_check() -> None:
+    """A cancelled caller waits for its job, and the job ends at its next check."""
+    begun = threading.Event()
+    stopped = threading.Event()
+
+    def job() -> None:
+        begun.set()
+        try:
+            while True:
+                threads.check()
+        except threads.Stopped:
+            stopped.set()
+            raise
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(threads.run, job, Lane.READ)
+        await threads.run(begun.wait, Lane.COMPUTE)
+        group.cancel_scope.cancel()
+    assert stopped.is_set()
+
+
+async def test_a_queued_job_of_a_cancelled_caller_never_begins() -> None:
+    """Who gives up while queueing is free at once, and the job is never run."""
+    release = threading.Event()
+    ran: list[int] = []
+    async with anyio.create_task_group() as group:
+        group.start_soon(threads.run, release.wait, Lane.COMPUTE)
+        await anyio.wait_all_tasks_blocked()
+        async with anyio.create_task_group() as queued:
+            queued.start_soon(threads.run, partial(ran.append, 1), Lane.COMPUTE)
+            await anyio.wait_all_tasks_blocked()
+            queued.cancel_scope.cancel()
+        release.set()
+    await threads.run(lambda: None, Lane.COMPUTE)
+    assert ran == []
+
+
+async def test_is_a_checkpoint_even_when_cancelled_before() -> None:
+    """In a cancelled scope nothing is queued at all."""
+    ran: list[int] = []
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await threads.run(partial(ran.append, 1), Lane.READ)
+    assert scope.cancelled_caught
+    assert ran == []
+
+
+async def test_an_array_made_in_a_job_can_be_used_anywhere() -> None:
+    """What a job evaluates is usable in another lane and in the caller's thread."""
+    import mlx.core as mx  # noqa: PLC0415  after the engine has begun
+
+    def add_one(array: mx.array) -> object:
+        return (array + 1).tolist()
+
+    def make() -> mx.array:
+        array = mx.arange(4) * 2
+        mx.eval(array)
+        return array
+
+    array = await threads.run(make, Lane.READ)
+    assert await threads.run(partial(add_one, array), Lane.COMPUTE) == [1, 3, 5, 7]
+    assert add_one(array) == [1, 3, 5, 7]
+
+
+def test_blocks_a_plain_thread_until_the_job_is_done() -> None:
+    """A thread without a loop gets its result as well."""
+    assert threads.run_blocking(lambda: threading.current_thread().name, Lane.COMPUTE).startswith(
+        "fastwhisper-compute"
+    )
+
+
+def test_a_job_may_ask_the_engine() -> None:
+    """A blocking call from the engine's own thread runs in place instead of deadlocking."""
+    nested = partial(threads.run_blocking, lambda: "inner", Lane.COMPUTE)
+    assert threads.run_blocking(nested, Lane.COMPUTE) == "inner"
+
+
+def test_the_count_of_threads_is_final_after_the_first_job() -> None:
+    """Jobs asked for from 200 threads add no thread that stays."""
+    threads.run_blocking(lambda: None, Lane.READ)
+    before = threading.active_count()
+    callers = [
+        threading.Thread(target=threads.run_blocking, args=(lambda: None, Lane.READ))
+        for _ in range(200)
+    ]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert threading.active_count() == before
+
+
+def test_a_forked_child_gets_an_error_instead_of_a_hang() -> None:
+    """After a fork MLX can't be used, and the engine says so."""
+    assert_passes(
+        "import os, sys, warnings\n"
+        "warnings.simplefilter('ignore')\n"
+        "from fastwhisper import errors\n"
+        "from fastwhisper.engine import threads\n"
+        "engine.run_blocking(lambda: None, threads.Lane.READ)\n"
+        "if os.fork() == 0:\n"
+        "    try:\n"
+        "        threads.run_blocking(lambda: None, threads.Lane.READ)\n"
+        "    except errors.LoadingFailedError as error:\n"
+        "        os._exit(0 if 'spawn' in str(error) else 1)\n"
+        "    os._exit(2)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))\n"
+    )
+
+
+def test_leaving_the_interpreter_stops_a_running_job() -> None:
+    """A job in flight at exit ends at its next check, and the process exits 0."""
+    done = run_python(
+        "import threading\n"
+        "from fastwhisper.engine import threads\n"
+        "begun = threading.Event()\n"
+        "def job():\n"
+        "    begun.set()\n"
+        "    while True: threads.check()\n"
+        "engine.submit(job, threads.Lane.READ)\n"
+        "begun.wait()\n"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_names_the_extra_when_mlx_has_no_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a backend the error says which extra to install."""
+    monkeypatch.setitem(sys.modules, "mlx.core", None)
+    monkeypatch.setattr(sys, "platform", "linux")
+    with pytest.raises(BackendMissingError, match=r"fastwhisper\[cpu\]"):
+        backend.import_mlx()
+
+
+def test_refuses_work_in_a_process_forked_from_a_used_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The flag that a fork sets refuses every job."""
+    monkeypatch.setattr(threads, "_forked", True)
+    with pytest.raises(LoadingFailedError, match="forked"):
+        threads.submit(lambda: None, Lane.READ)
+
+
+def test_a_job_may_be_stopped_twice() -> None:
+    """Also one that never begins, because every thread of its kind is busy."""
+    release = threading.Event()
+    busy = [threads.submit(release.wait, Lane.FILES) for _ in range(2)]
+    waiting = threads.submit(lambda: None, Lane.FILES)
+    threads.stop(waiting)
+    threads.stop(waiting)
+    release.set()
+    for job in busy:
+        threads.wait_for(job)

@@ -1,0 +1,330 @@
+"""Streams of one or more sessions: window by window, fair, and stoppable anywhere."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import subprocess
+import sys
+import threading
+import weakref
+from contextlib import aclosing
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.lowlevel
+import mlx.core as mx
+import pytest
+
+import fastwhisper
+from fastwhisper import SessionClosedError
+from fastwhisper.engine import tasks, threads
+from fastwhisper.transcribing.window_decoder import WindowDecoder
+from tests.helpers.tiny_models import SPEAKING
+from tests.transcribing.test_mel import wav_bytes
+from tests.transcribing.test_windows import noise, write_babbler
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import numpy as np
+
+pytestmark = pytest.mark.anyio
+
+SHORT: Any = {"temperature": 0.0, "sample_len": 6, "without_timestamps": True}
+"""Options with which a segment is a whole window of six tokens."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a one-layer model that says words."""
+    return write_babbler(tmp_path_factory.mktemp("babbler") / "model", multilingual=False)
+
+
+@pytest.fixture(scope="module")
+def minute() -> np.ndarray:
+    """Give 65 s of noise: three windows. Shape (samples,), float32."""
+    return noise(65)
+
+
+class Turnstile:
+    """Counts the windows that are encoded, and holds one at its encoder or at a token."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.entered: list[tuple[int, int]] = []
+        self.threads: set[str] = set()
+        self.reached = threading.Event()
+        self.hold_at: int | None = None
+        self.hears_nothing = False  # saves the encoder's time
+        self.open = threading.Event()
+        self._numbers = itertools.count()
+        self._streams: dict[int, int] = {}
+        self._keep: list[WindowDecoder] = []
+        real = WindowDecoder.encode
+
+        def encode(decoder: WindowDecoder, start_frame: int, frames: int) -> Any:
+            self._keep.append(decoder)  # an id may not be used again
+            stream = self._streams.setdefault(id(decoder), len(self._streams))
+            self.entered.append((stream, start_frame))
+            self.threads.add(threading.current_thread().name)
+            if next(self._numbers) == self.hold_at:
+                self.reached.set()
+                while not self.open.wait(0.002):
+                    threads.check()
+            if self.hears_nothing:
+                features = mx.zeros((1500, SPEAKING.n_audio_state))
+                mx.eval(features)
+                return features
+            return real(decoder, start_frame, frames)
+
+        monkeypatch.setattr(WindowDecoder, "encode", encode)
+
+    async def wait_until_reached(self) -> None:
+        """Wait until the window to hold stands."""
+        await anyio.to_thread.run_sync(self.reached.wait, abandon_on_cancel=True)
+
+
+@pytest.fixture
+def turnstile(monkeypatch: pytest.MonkeyPatch) -> Iterator[Turnstile]:
+    """Give a turnstile that holds nothing yet."""
+    made = Turnstile(monkeypatch)
+    yield made
+    made.open.set()
+
+
+async def test_a_segment_comes_before_the_next_window(
+    model: Path, minute: np.ndarray, turnstile: Turnstile
+) -> None:
+    """The first segment is there while the second window has not begun, and so on."""
+    async with fastwhisper.open(model) as session:
+        stream = session.stream(minute, **SHORT)
+        assert turnstile.entered == []
+        seen = [
+            (segment.start_s, len(turnstile.entered), stream.done_s) async for segment in stream
+        ]
+    assert seen == [(0.0, 1, 30.0), (30.0, 2, 60.0), (60.0, 3, 65.0)]
+    assert stream.duration_s == 65.0
+
+
+async def test_nothing_runs_between_two_segments(
+    model: Path, minute: np.ndarray, turnstile: Turnstile
+) -> None:
+    """Whatever else the loop and the engine do, the next window waits to be asked for."""
+    async with fastwhisper.open(model) as session:
+        stream = session.stream(minute, **SHORT)
+        await anext(stream)
+        for _ in range(5):
+            await anyio.lowlevel.checkpoint()
+        # The compute lane runs one job after another: it is idle once this one is done.
+        await threads.run(lambda: None, threads.Lane.COMPUTE)
+        assert turnstile.entered == [(0, 0)]
+
+
+async def test_left_after_a_segment_nothing_is_left(
+    model: Path, minute: np.ndarray, turnstile: Turnstile
+) -> None:
+    """Breaking out frees the mel at once, without the session being left."""
+    async with fastwhisper.open(model) as session:
+        stream = session.stream(minute, **SHORT)
+        async for _ in stream:
+            break
+        gone = weakref.ref(stream)
+        turnstile._keep.clear()
+        del stream
+        gc.collect()
+        assert gone() is None
+        assert (await session.transcribe(minute[:16_000], **SHORT)).segments
+    assert [start for _, start in turnstile.entered] == [0, 0]
+
+
+async def test_cancelled_between_two_windows(
+    model: Path, minute: np.ndarray, turnstile: Turnstile
+) -> None:
+    """A task cancelled while it holds a segment decodes no further window."""
+    seen: list[float] = []
+
+    async def listen(session: fastwhisper.Session) -> None:
+        async for segment in session.stream(minute, **SHORT):
+            seen.append(segment.start_s)
+            await anyio.sleep_forever()
+
+    async with fastwhisper.open(model) as session:
+        async with anyio.create_task_group() as group:
+            group.start_soon(listen, session)
+            while not seen:
+                await anyio.lowlevel.checkpoint()
+            group.cancel_scope.cancel()
+        await threads.run(lambda: None, threads.Lane.COMPUTE)
+        assert seen == [0.0]
+        assert len(turnstile.entered) == 1
+        assert session.is_ready
+
+
+@pytest.mark.parametrize("window", [0, 1])
+async def test_cancelled_within_a_window_and_asked_again(
+    model: Path, minute: np.ndarray, turnstile: Turnstile, window: int
+) -> None:
+    """What was cut short is decoded anew: no segment is lost, and none comes twice."""
+    async with fastwhisper.open(model) as session:
+        whole = await session.transcribe(minute, **SHORT)
+        turnstile.hold_at = len(turnstile.entered) + window
+        stream = session.stream(minute, **SHORT)
+        segments = [await anext(stream) for _ in range(window)]
+        async with anyio.create_task_group() as group:
+            group.start_soon(anext, stream)
+            await turnstile.wait_until_reached()
+            group.cancel_scope.cancel()
+        segments += [segment async for segment in stream]
+        assert tuple(segments) == whole.segments
+        assert stream.so_far == whole
+
+
+async def test_cancelled_as_a_window_ends(
+    model: Path, minute: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A window that was done when the cancel came is not lost."""
+    async with fastwhisper.open(model) as session:
+        whole = await session.transcribe(minute, **SHORT)
+        stream = session.stream(minute, **SHORT)
+        with anyio.CancelScope() as scope:
+            real = stream._keep_next
+
+            def cancel_at_the_end(windows: Any) -> bool:
+                more = real(windows)
+                # Handled by the loop before it hears that the job has finished.
+                post(scope.cancel)
+                return more
+
+            with monkeypatch.context() as patched:
+                post = tasks.on_this_loop()
+                patched.setattr(stream, "_keep_next", cancel_at_the_end)
+                await anext(stream)
+        assert scope.cancelled_caught
+        segments = [segment async for segment in stream]
+    assert tuple(segments) == whole.segments
+
+
+async def test_leaving_the_session_within_a_window(
+    model: Path, minute: np.ndarray, turnstile: Turnstile
+) -> None:
+    """A stream of another task ends with a typed error, not with fewer segments."""
+    turnstile.hold_at = 1
+    outcome: list[object] = []
+
+    async def listen(session: fastwhisper.Session) -> None:
+        try:
+            async for segment in session.stream(minute, **SHORT):
+                outcome.append(segment.start_s)  # noqa: PERF401  kept when the stream raises
+        except SessionClosedError:
+            outcome.append("closed")
+
+    async with anyio.create_task_group() as group:
+        async with fastwhisper.open(model) as session:
+            group.start_soon(listen, session)
+            await turnstile.wait_until_reached()
+        await anyio.wait_all_tasks_blocked()
+    assert outcome == [0.0, "closed"]
+
+
+async def test_a_generator_around_a_stream_closes(model: Path, minute: np.ndarray) -> None:
+    """A stream inside the user's own generator spans no yield with a cancel scope."""
+
+    async def texts(session: fastwhisper.Session) -> Any:
+        async for segment in session.stream(minute, **SHORT):
+            yield segment.text
+
+    async with fastwhisper.open(model) as session, aclosing(texts(session)) as generator:
+        assert await anext(generator)
+
+
+async def test_twenty_tasks_take_turns(
+    model: Path, minute: np.ndarray, turnstile: Turnstile
+) -> None:
+    """Nobody's second window comes before everybody's first."""
+    turnstile.hold_at = 0
+    turnstile.hears_nothing = True
+    done: list[fastwhisper.Transcription] = []
+
+    async def listen(session: fastwhisper.Session) -> None:
+        done.append(await session.transcribe(minute[: 31 * 16_000], **{**SHORT, "sample_len": 1}))
+
+    async with fastwhisper.open(model) as session, anyio.create_task_group() as group:
+        for _ in range(20):
+            group.start_soon(listen, session)
+        await turnstile.wait_until_reached()
+        # The others' mels are made meanwhile, so that all of them stand in the queue.
+        compute = threads._threads.queues[threads.Lane.COMPUTE]  # type: ignore[union-attr]  # started
+        while compute.qsize() < 19:
+            await anyio.lowlevel.checkpoint()
+        turnstile.open.set()
+    assert len(done) == 20
+    rounds = [sorted(stream for stream, _ in turnstile.entered[i : i + 20]) for i in (0, 20)]
+    assert rounds == [list(range(20))] * 2
+    assert [start for _, start in turnstile.entered] == [0] * 20 + [3000] * 20
+
+
+async def test_sessions_share_one_compute_lane(
+    model: Path, minute: np.ndarray, turnstile: Turnstile
+) -> None:
+    """Two open models take turns in one thread, so a machine computes one window at a time."""
+    async with (
+        fastwhisper.open(model) as one,
+        fastwhisper.open(model) as other,
+        anyio.create_task_group() as group,
+    ):
+        for session in (one, other):
+            group.start_soon(partial(session.transcribe, minute, **SHORT))
+    assert len(turnstile.threads) == 1
+    assert [start for _, start in turnstile.entered] == [0, 0, 3000, 3000, 6000, 6000]
+
+
+async def test_a_closed_session_leaves_the_other_one_running(
+    model: Path, minute: np.ndarray, turnstile: Turnstile
+) -> None:
+    """Sharing a lane is all that sessions share."""
+    async with fastwhisper.open(model) as one:
+        stream = one.stream(minute, **SHORT)
+        await anext(stream)
+        async with fastwhisper.open(model) as other:
+            await anext(other.stream(minute, **SHORT))
+        assert len([segment async for segment in stream]) == 2
+
+
+async def test_a_silent_pipe_can_be_left(model: Path) -> None:
+    """Who waits for a pipe whose writer says nothing is free once cancelled."""
+    read, write = os.pipe()
+    with open(read, "rb") as pipe, open(write, "wb") as writer:  # noqa: ASYNC230, PTH123  pipes
+        async with fastwhisper.open(model) as session:
+            async with anyio.create_task_group() as group:
+                group.start_soon(session.transcribe, pipe)
+                await anyio.wait_all_tasks_blocked()
+                group.cancel_scope.cancel()
+            # The same session then hears what does come.
+            writer.write(wav_bytes(noise(1)))
+            writer.close()
+            assert (await session.transcribe(pipe, **SHORT)).duration_s == 1.0
+
+
+_IMPORTS = """
+import sys, anyio, numpy, fastwhisper
+async def main():
+    async with fastwhisper.open(sys.argv[1]) as session:
+        samples = numpy.zeros(16000, numpy.float32)
+        options = {"sample_len": 3, "temperature": 0, "no_speech_threshold": None}
+        for word_timestamps in (False, True):
+            await session.transcribe(samples, word_timestamps=word_timestamps, **options)
+    roots = {name.partition(".")[0] for name in sys.modules}
+    print(sorted({"mlx_whisper", "numba", "scipy", "tiktoken", "torch"} & roots))
+anyio.run(main)
+"""
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_text_and_word_times_need_nothing_of_mlx_whisper(model: Path) -> None:
+    """Neither it nor what it brings is imported, although all is installed."""
+    command = [sys.executable, "-W", "ignore", "-c", _IMPORTS, str(model)]
+    done = await anyio.run_process(command, check=False, stderr=subprocess.PIPE)
+    assert done.stdout.decode() == "[]\n", done.stderr.decode()

@@ -1,0 +1,471 @@
+"""The window loop: mlx_whisper's segments, one window at a time, stoppable at any token."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import fastwhisper
+from fastwhisper.transcribing.mel import open_mel
+from fastwhisper.transcribing.windows import Window, summarize, transcribe_windows
+from fastwhisper.values import Segment, Transcription
+from fastwhisper.whisper.options import DecodeSettings
+from tests.helpers.reference import import_reference
+from tests.helpers.tiny_models import SPEAKING, make_arrays, make_config, write_arrays
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from fastwhisper.transcribing.mel import MelAudio
+    from fastwhisper.values import DtypeName
+    from fastwhisper.whisper.network import Whisper
+
+ENGLISH = SPEAKING
+MULTILINGUAL = replace(SPEAKING, n_vocab=51865)
+
+
+FIRST_TIME = 50363
+"""The token of 0.00 s in the English vocabulary."""
+
+
+def write_babbler(directory: Path, *, multilingual: bool, dtype: str = "float32") -> Path:
+    """Write a one-layer model of random weights that says words and times in turn.
+
+    Of evenly likely tokens the timestamps, which are taken together, would always win;
+    and without strong positions it would repeat itself.
+    """
+    dimensions = MULTILINGUAL if multilingual else ENGLISH
+    arrays = make_arrays(dimensions, dtype="float32")
+    arrays["decoder.ln.weight"] *= 8
+    arrays["decoder.token_embedding.weight"] *= 3
+    arrays["decoder.positional_embedding"] *= 30
+    arrays["decoder.token_embedding.weight"][FIRST_TIME:] *= 1.25
+    arrays = {name: array.astype(dtype) for name, array in arrays.items()}
+    return write_arrays(directory, arrays, make_config(dimensions), dimensions=dimensions)
+
+
+def load_ours(directory: Path, dtype: DtypeName) -> Whisper:
+    """Load a model with the pure functions."""
+    checkpoint = fastwhisper.inspect_checkpoint(directory)
+    module = fastwhisper.build_module(checkpoint, dtype=dtype)
+    params: dict[str, mx.array] = {}
+    for group in fastwhisper.read_shards(checkpoint):
+        params.update(group)
+    fastwhisper.apply_params(module, params)
+    return module
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+    """Give the babbling models by whether they are multilingual."""
+    root = tmp_path_factory.mktemp("babblers")
+    return {
+        multilingual: write_babbler(root / str(multilingual), multilingual=multilingual)
+        for multilingual in (False, True)
+    }
+
+
+@pytest.fixture(scope="module")
+def models(directories: dict[bool, Path]) -> dict[bool, Whisper]:
+    """Load the babbling models, in float32."""
+    return {key: load_ours(path, "float32") for key, path in directories.items()}
+
+
+@pytest.fixture(scope="module")
+def english(models: dict[bool, Whisper]) -> Whisper:
+    """Give the one that knows no language tokens."""
+    return models[False]
+
+
+def noise(seconds: float) -> np.ndarray:
+    """Make noise that swells and fades. Shape (samples,), float32."""
+    samples = np.random.default_rng(7).normal(0, 0.1, round(seconds * 16_000))
+    return (samples * np.sin(np.arange(len(samples)) / 9000)).astype(np.float32)
+
+
+def go_on() -> None:
+    """Never cancel."""
+
+
+def windows_of(
+    model: Whisper,
+    audio: MelAudio,
+    *,
+    fp16: bool = False,
+    check: Callable[[], None] = go_on,
+    **options: Any,
+) -> Iterator[Window]:
+    """Run our loop."""
+    settings = DecodeSettings.from_options(**options)
+    return transcribe_windows(model, audio, settings, fp16=fp16, check=check)
+
+
+def as_upstream(transcription: Transcription) -> dict[str, Any]:
+    """Turn our result into the form of upstream's."""
+    return {
+        "text": transcription.text,
+        "segments": [_segment(i, s) for i, s in enumerate(transcription.segments)],
+        "language": transcription.language,
+    }
+
+
+def _segment(number: int, segment: Segment) -> dict[str, Any]:
+    form = {
+        "id": number,
+        "seek": segment.seek_frames,
+        "start": segment.start_s,
+        "end": segment.end_s,
+        "text": segment.text,
+        "tokens": list(segment.tokens),
+        "temperature": segment.temperature,
+        "avg_logprob": pytest.approx(segment.avg_logprob, abs=1e-4, nan_ok=True),
+        "compression_ratio": segment.compression_ratio,
+        "no_speech_prob": pytest.approx(segment.no_speech_prob, abs=1e-4),
+    }
+    if segment.words is not None:
+        form["words"] = [
+            {
+                "word": word.word,
+                "start": word.start_s,
+                "end": word.end_s,
+                "probability": pytest.approx(word.probability, abs=1e-4),
+            }
+            for word in segment.words
+        ]
+    return form
+
+
+LONG: list[dict[str, Any]] = [
+    {},
+    {"condition_on_previous_text": False},
+    {"initial_prompt": " A list of names. "},
+    {"initial_prompt": "Names", "condition_on_previous_text": False},
+    {"clip_timestamps": "1,5,9,12.5"},
+    {"clip_timestamps": [20.0, 100.0]},
+    {"without_timestamps": True},
+]
+SHORT: list[dict[str, Any]] = [
+    {"temperature": 0.0, "logprob_threshold": None},
+    {"temperature": (0.0, 0.0), "logprob_threshold": 0.0, "compression_ratio_threshold": None},
+    {"compression_ratio_threshold": 0.1, "temperature": (0.0, 0.0)},
+    {"no_speech_threshold": None},
+    {"no_speech_threshold": 0.0, "logprob_threshold": None},
+    {"no_speech_threshold": 0.0, "logprob_threshold": -100.0},
+    {"clip_timestamps": "3.2"},
+    {"clip_timestamps": ""},
+    {"max_initial_timestamp": None},
+    {"max_initial_timestamp": 0.1},
+    {"suppress_tokens": ""},
+    {"suppress_tokens": None},
+    {"suppress_tokens": [-1, 50, 257]},
+    {"suppress_blank": False},
+    {"prefix": "And then"},
+    {"prefix": [400, 500]},
+    {"length_penalty": 0.5},
+    {"best_of": 3},
+    {"language": "en"},
+    {"word_timestamps": True},
+    {"word_timestamps": True, "hallucination_silence_threshold": 0.2},
+    {"word_timestamps": True, "hallucination_silence_threshold": 4.0},
+    {"word_timestamps": True, "prepend_punctuations": "", "append_punctuations": ""},
+    {"word_timestamps": True, "clip_timestamps": "1,3"},
+]
+MULTILINGUAL_SHORT: list[dict[str, Any]] = [
+    {},
+    {"language": "es"},
+    {"task": "translate"},
+    {"task": "translate", "language": "de"},
+    {"initial_prompt": "日本語"},
+    {"word_timestamps": True, "language": "ja"},
+]
+
+
+@pytest.mark.parametrize(
+    ("multilingual", "seconds", "options"),
+    [(False, 34, options) for options in LONG]
+    + [(False, 4, options) for options in SHORT]
+    + [(True, 4, options) for options in MULTILINGUAL_SHORT]
+    + [(True, 31, {})]
+    + [(False, 80, options) for options in LONG[:2]]
+    + [(True, 80, options) for options in ({"language": "de"}, {"without_timestamps": True})],
+    ids=str,
+)
+def test_segments_equal_upstreams(
+    directories: dict[bool, Path],
+    models: dict[bool, Whisper],
+    multilingual: bool,  # noqa: FBT001  a parameter
+    seconds: float,
+    options: dict[str, Any],
+) -> None:
+    """For the same options the result is `mlx_whisper.transcribe`'s, field for field."""
+    # Above temperature 0 upstream's result depends on what ran before; see the seed tests.
+    options = {"sample_len": 24, "temperature": 0.0, **options}
+    samples = noise(seconds)
+    expected = import_reference().transcribe(
+        samples, path_or_hf_repo=str(directories[multilingual]), fp16=False, **options
+    )
+    audio = open_mel(samples, n_mels=80)
+    windows = list(windows_of(models[multilingual], audio, **options))
+    assert as_upstream(summarize(windows, duration_s=seconds)) == expected
+
+
+def test_the_babbler_says_something(english: Whisper) -> None:
+    """The comparison above is about several windows and segments with text and times."""
+    audio = open_mel(noise(34), n_mels=80)
+    windows = list(windows_of(english, audio, sample_len=24, temperature=0.0))
+    segments = [segment for window in windows for segment in window.segments]
+    assert len(windows) > 1
+    assert len(segments) > len(windows)
+    assert all(segment.text.strip() for segment in segments[:2])
+    assert all(segment.end_s > segment.start_s for segment in segments[:2])
+
+
+def test_translated_words_warn(models: dict[bool, Whisper]) -> None:
+    """As upstream, word times of a translation come with a warning."""
+    windows = windows_of(
+        models[True], open_mel(noise(1), n_mels=80), task="translate", word_timestamps=True
+    )
+    with pytest.warns(UserWarning, match="translation"):
+        next(windows)
+
+
+def test_each_next_is_one_window(english: Whisper) -> None:
+    """The first window comes before the second is decoded, and says how far it went."""
+    checks: list[None] = []
+    windows = windows_of(
+        english,
+        open_mel(noise(65), n_mels=80),
+        check=lambda: checks.append(None),
+        temperature=0.0,
+        sample_len=5,
+        without_timestamps=True,
+    )
+    assert checks == []
+    ends = []
+    for window in windows:
+        # The encoder, then five tokens.
+        assert len(checks) == 6
+        checks.clear()
+        ends.append(window.end_s)
+    assert ends == [30.0, 60.0, 65.0]
+
+
+@pytest.mark.parametrize("calls", [1, 2, 5])
+def test_what_check_raises_stops_at_once(english: Whisper, calls: int) -> None:
+    """Cancelling acts before the next token, or before the encoder, and nothing runs on."""
+    checks: list[None] = []
+
+    def check() -> None:
+        checks.append(None)
+        if len(checks) == calls:
+            raise InterruptedError
+
+    audio = open_mel(noise(5), n_mels=80)
+    options: dict[str, Any] = {"sample_len": 8, "temperature": 0.0}
+    windows = windows_of(english, audio, check=check, **options)
+    with pytest.raises(InterruptedError):
+        next(windows)
+    assert len(checks) == calls
+    # The window that was cut short is decoded anew.
+    assert list(windows) == list(windows_of(english, audio, **options))
+
+
+def test_a_model_is_as_good_as_new_after_cancelling(english: Whisper) -> None:
+    """Nothing of a cancelled transcription is left in the model."""
+    audio = open_mel(noise(5), n_mels=80)
+    expected = list(windows_of(english, audio, sample_len=8, temperature=0.0))
+    test_what_check_raises_stops_at_once(english, 5)
+    assert list(windows_of(english, audio, sample_len=8, temperature=0.0)) == expected
+
+
+def sampled(model: Whisper, seed: int | None) -> str:
+    """Return the text of a hot transcription."""
+    audio = open_mel(noise(3), n_mels=80)
+    options: dict[str, Any] = {"temperature": 0.9, "sample_len": 12, "seed": seed}
+    return summarize(list(windows_of(model, audio, **options)), duration_s=3).text
+
+
+def test_a_seed_decides_what_is_sampled(english: Whisper) -> None:
+    """One seed gives one text, whatever else is random; another gives another."""
+    first = sampled(english, 1)
+    mx.random.seed(99)
+    assert sampled(english, 1) == first
+    assert sampled(english, 2) != first
+
+
+def test_without_a_seed_texts_differ(english: Whisper) -> None:
+    """Sampling is not secretly repeatable, as upstream's is."""
+    assert len({sampled(english, None) for _ in range(4)}) > 1
+
+
+def test_a_seed_leaves_mlx_alone(english: Whisper) -> None:
+    """The host's random numbers are not touched."""
+    mx.random.seed(5)
+    expected = mx.random.uniform().item()
+    mx.random.seed(5)
+    sampled(english, 1)
+    assert mx.random.uniform().item() == expected
+
+
+def test_every_token_has_a_key_of_its_own(
+    directories: dict[bool, Path], english: Whisper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At any temperature and best of several, the text is that of mlx_whisper with such keys."""
+    reference = import_reference()
+    monkeypatch.setattr(reference, "SEED", 3)
+    samples = noise(34)
+    options: dict[str, Any] = {
+        "sample_len": 12,
+        "temperature": (0.9, 0.5),
+        "logprob_threshold": 0.0,
+        "no_speech_threshold": None,
+        "best_of": 2,
+    }
+    expected = reference.transcribe(
+        samples, path_or_hf_repo=str(directories[False]), fp16=False, **options
+    )
+    windows = windows_of(english, open_mel(samples, n_mels=80), seed=3, **options)
+    assert as_upstream(summarize(list(windows), duration_s=34)) == expected
+
+
+def test_a_window_decoded_again_says_the_same(english: Whisper) -> None:
+    """A cancel costs time, and no repeatability."""
+    options: dict[str, Any] = {"sample_len": 8, "temperature": 0.9, "seed": 1}
+    audio = open_mel(noise(34), n_mels=80)
+    expected = list(windows_of(english, audio, **options))
+    calls: list[None] = []
+
+    def check() -> None:
+        calls.append(None)
+        if len(calls) == 5:
+            raise InterruptedError
+
+    windows = windows_of(english, audio, check=check, **options)
+    with pytest.raises(InterruptedError):
+        next(windows)
+    assert list(windows) == expected
+
+
+def test_a_window_is_sampled_alike_wherever_it_is_reached(english: Whisper) -> None:
+    """What a window says depends on the seed and its place, on nothing sampled before."""
+    options: dict[str, Any] = {
+        "sample_len": 8,
+        "temperature": 0.9,
+        "seed": 1,
+        "condition_on_previous_text": False,
+        "without_timestamps": True,
+    }
+    audio = open_mel(noise(65), n_mels=80)
+    _, second, _ = windows_of(english, audio, **options)
+    alone, _ = windows_of(english, audio, clip_timestamps=[30.0], **options)
+    assert alone.segments[0].tokens == second.segments[0].tokens
+
+
+@pytest.mark.parametrize("word_timestamps", [False, True])
+def test_any_thread_may_decode(english: Whisper, word_timestamps: bool) -> None:  # noqa: FBT001  a parameter
+    """A mel made here and a model loaded here are used in another thread."""
+    audio = open_mel(noise(3), n_mels=80)
+    options: dict[str, Any] = {"sample_len": 8, "temperature": 0.9, "seed": 1}
+    options["word_timestamps"] = word_timestamps
+    found: list[Window] = []
+    thread = threading.Thread(target=lambda: found.extend(windows_of(english, audio, **options)))
+    thread.start()
+    thread.join()
+    assert found == list(windows_of(english, audio, **options))
+
+
+def test_float16_equals_upstreams(tmp_path: Path) -> None:
+    """A float16 network is computed in float16."""
+    directory = write_babbler(tmp_path / "model", multilingual=False, dtype="float16")
+    samples = noise(5)
+    options: dict[str, Any] = {"sample_len": 10, "temperature": 0.0}
+    expected = import_reference().transcribe(
+        samples, path_or_hf_repo=str(directory), fp16=True, **options
+    )
+    model = load_ours(directory, "float16")
+    windows = list(windows_of(model, open_mel(samples, n_mels=80), fp16=True, **options))
+    assert as_upstream(summarize(windows, duration_s=5)) == expected
+
+
+def test_bfloat16_is_computed_in_float32(english: Whisper) -> None:
+    """A bfloat16 network takes float32 input: the only way upstream's decoder allows."""
+    model = type(english)(english.dims, dtype=mx.bfloat16)
+    model.update(english.parameters())
+    model.set_dtype(mx.bfloat16)
+    mx.eval(model.parameters())
+    (window,) = windows_of(model, open_mel(noise(3), n_mels=80), sample_len=5, temperature=0.0)
+    assert window.segments[0].text
+
+
+def test_a_language_the_model_lacks_is_refused(models: dict[bool, Whisper]) -> None:
+    """Cantonese came with large-v3; other models say so."""
+    windows = windows_of(models[True], open_mel(noise(1), n_mels=80), language="yue")
+    with pytest.raises(ValueError, match="does not know cantonese"):
+        next(windows)
+
+
+@pytest.mark.parametrize("option", ["prefix", "suppress_tokens"])
+def test_a_token_the_model_lacks_is_refused(english: Whisper, option: str) -> None:
+    """A token beyond the vocabulary is named, and reads no stray memory."""
+    windows = windows_of(
+        english, open_mel(noise(1), n_mels=80), **dict[str, Any]({option: [51864]})
+    )
+    with pytest.raises(ValueError, match=f"{option}=.*51864 tokens"):
+        next(windows)
+
+
+def test_an_english_model_says_english(english: Whisper) -> None:
+    """No language is detected where there is only one."""
+    (window,) = windows_of(english, open_mel(noise(1), n_mels=80), sample_len=3)
+    assert window.language == "en"
+
+
+@pytest.mark.parametrize(
+    ("samples", "clips"), [(100, "0"), (16_000, "5"), (16_000, "0,0"), (16_000, "2,3")]
+)
+def test_audio_without_a_window_gives_an_empty_one(
+    english: Whisper, samples: int, clips: str
+) -> None:
+    """Less than a frame of audio, or clips outside of it, are transcribed to nothing."""
+    audio = open_mel(np.zeros(samples, np.float32), n_mels=80)
+    windows = list(windows_of(english, audio, clip_timestamps=clips))
+    assert [window.segments for window in windows] == [()]
+    assert summarize(windows, duration_s=1) == Transcription("", (), "en", 1)
+
+
+def test_a_clip_beyond_the_end_ends_with_the_audio(english: Whisper) -> None:
+    """Where upstream would decode nothing for ever, the audio's end is the clip's."""
+    audio = open_mel(noise(2), n_mels=80)
+    windows = list(windows_of(english, audio, clip_timestamps="0,50,60", sample_len=3))
+    assert windows[-1].end_s == 2.0
+
+
+def test_a_character_cut_by_a_window_is_whole_in_the_text() -> None:
+    """Tokens are bytes: two windows may share a character."""
+    first, second = "né".encode()[:2], "né".encode()[2:]
+    windows = [Window((), "fr", part, 0.0) for part in (first, second)]
+    assert summarize(windows, duration_s=0).text == "né"
+
+
+def test_a_window_that_would_begin_again_where_it_began_is_left(
+    english: Whisper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the rules of word times say, every window ends later than the one before."""
+    monkeypatch.setattr(
+        "fastwhisper.transcribing.windows.skip_leading_silence",
+        lambda *_, span, **__: span.start_frame,
+    )
+    audio = open_mel(noise(65), n_mels=80)
+    windows = list(
+        windows_of(
+            english, audio, sample_len=5, temperature=0.0,
+            word_timestamps=True, hallucination_silence_threshold=1.0,
+        )
+    )  # fmt: skip
+    assert [window.end_s for window in windows] == [30.0, 60.0, 65.0]
