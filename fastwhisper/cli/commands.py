@@ -18,8 +18,7 @@ import anyio
 
 from fastwhisper.checkpoint.inspection import inspect_checkpoint
 from fastwhisper.checkpoint.word_loss import word_error_cost
-from fastwhisper.cli.parser import SUBTITLES
-from fastwhisper.cli.writers import FORMATS, write
+from fastwhisper.cli.writers import FORMATS, LAYOUT_OPTIONS, write
 from fastwhisper.errors import AudioError, HubUnavailableError
 from fastwhisper.loading import stages
 from fastwhisper.session import open as open_session
@@ -51,7 +50,7 @@ _DTYPES: Final[dict[bool | None, DtypeName | None]] = {
 
 def transcribe(options: argparse.Namespace) -> int:
     """Write down what is said in audio files: `fastwhisper transcribe`."""
-    layout = {name: getattr(options, name) for name in SUBTITLES}
+    layout = {name: getattr(options, name) for name in LAYOUT_OPTIONS}
     return anyio.run(_transcribe, options, layout)
 
 

@@ -8,18 +8,16 @@ import os
 import sys
 from typing import TYPE_CHECKING, Final
 
+from fastwhisper.cli.writers import FORMATS, LAYOUT_OPTIONS
 from fastwhisper.errors import FastWhisperError
 from fastwhisper.values import Quantization, WhisperModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["SUBTITLES", "main"]
+__all__ = ["main"]
 
 _INTERRUPTED: Final = 130
-_FORMATS: Final = ("txt", "vtt", "srt", "tsv", "json", "all")
-SUBTITLES: Final = ("highlight_words", "max_line_width", "max_line_count", "max_words_per_line")
-"""Options of the writers of subtitles."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -99,7 +97,7 @@ def _add_transcribe(parser: argparse.ArgumentParser) -> None:
     add("audio", nargs="+", metavar="AUDIO", help="audio or video files; - reads stdin")
     _add_model(parser, default=str(WhisperModel.LARGE_TURBO))
     add("--offline", action="store_true", help="never touch the network")
-    add("--output-format", "-f", choices=_FORMATS, help="write files of this format")
+    add("--output-format", "-f", choices=[*FORMATS, "all"], help="write files of this format")
     add("--output-dir", "-o", help="write files into this directory")
     add("--output-name", help="name of the written files, before the suffix")
     add("--verbose", type=_flag, default=True, help="print the text while it is decoded")
@@ -142,7 +140,7 @@ def _refuse_wrong(options: argparse.Namespace, parser: argparse.ArgumentParser) 
     except ValueError as error:
         parser.error(str(error))
     if not getattr(options, "word_timestamps", False):
-        for name in SUBTITLES:
+        for name in LAYOUT_OPTIONS:
             if getattr(options, name):
                 parser.error(f"--{name.replace('_', '-')} needs --word-timestamps True")
     if options.output_name and len(options.audio) > 1:

@@ -18,11 +18,19 @@ if TYPE_CHECKING:
 
     from fastwhisper.values import Segment, Transcription, Word
 
-__all__ = ["FORMATS", "Format", "write"]
+__all__ = ["FORMATS", "LAYOUT_OPTIONS", "Format", "write"]
 
 Format: TypeAlias = Literal["txt", "srt", "vtt", "tsv", "json"]
 
 FORMATS: Final[tuple[Format, ...]] = get_args(Format)
+
+LAYOUT_OPTIONS: Final = (
+    "highlight_words",
+    "max_line_width",
+    "max_line_count",
+    "max_words_per_line",
+)
+"""Options of `write` that lay out subtitles."""
 
 _NO_LIMIT: Final = 1000
 _LONG_PAUSE_S: Final = 3.0
