@@ -10,7 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastwhisper.checkpoint.inspection import Checkpoint, inspect_checkpoint
+    from fastwhisper.checkpoint.inspection import inspect_checkpoint
+    from fastwhisper.checkpoint.plan import Checkpoint
     from fastwhisper.checkpoint.read import read_shards
     from fastwhisper.compat import load_model
     from fastwhisper.errors import (
@@ -99,7 +100,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Checkpoint": "checkpoint.inspection",
+    "Checkpoint": "checkpoint.plan",
     "LoadResult": "loading.readiness",
     "Readiness": "loading.readiness",
     "Session": "session",

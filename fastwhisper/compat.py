@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
     from mlx_whisper.whisper import Whisper
 
-    from fastwhisper.checkpoint.inspection import Checkpoint
+    from fastwhisper.checkpoint.plan import Checkpoint
     from fastwhisper.loading.stages import Params
 
 __all__ = ["load_model"]

@@ -48,7 +48,7 @@ class ModelNotFoundError(FastWhisperError, LookupError):
         self.detail = detail
 
     def __str__(self) -> str:
-        return f"{self.model!r} is no model: {self.detail}"
+        return f"unknown model {self.model!r}; {self.detail}"
 
 
 class QuantizedModelNotAvailableError(ModelNotFoundError):
@@ -70,23 +70,31 @@ class QuantizedModelNotAvailableError(ModelNotFoundError):
 
 
 class InvalidModelFormatError(FastWhisperError, ValueError):
-    """A file of the checkpoint is broken, contradicts another, or is none we can read.
+    """A file of the checkpoint is broken, contradicts another file, or is not supported.
 
     Attributes:
         path: The file or directory that is wrong.
-        tensor: The tensor or field that is wrong, or None when it is the file itself.
-        detail: What is wrong with it, and what to do.
+        tensor: The tensor or field that is wrong, or None for the file itself.
+        detail: What is wrong with it.
+        advice: What to do.
     """
 
-    def __init__(self, path: Path, tensor: str | None, detail: str) -> None:
-        super().__init__(path, tensor, detail)
+    def __init__(
+        self,
+        path: Path,
+        tensor: str | None,
+        detail: str,
+        advice: str = "download the model again, or convert it again",
+    ) -> None:
+        super().__init__(path, tensor, detail, advice)
         self.path = path
         self.tensor = tensor
         self.detail = detail
+        self.advice = advice
 
     def __str__(self) -> str:
         where = f"{self.path}: {self.tensor}" if self.tensor else f"{self.path}"
-        return f"{where}: {self.detail}"
+        return f"{where}: {self.detail}; {self.advice}"
 
 
 class TokenizationFailedError(FastWhisperError, ValueError):

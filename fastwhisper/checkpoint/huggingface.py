@@ -1,8 +1,8 @@
-"""Checkpoints of Hugging Face transformers: their config and names -> those of MLX.
+"""Hugging Face transformers: its config and its names of tensors -> those of MLX.
 
-The tensors are the same but for their names and the axes of the two convolutions, so nothing is
-converted but those; what transformers stores besides (the encoder's sinusoids, the output layer
-that is the token embedding again) is checked and left out.
+The tensors are the same, except for their names and the axes of the two convolutions. Two tensors
+that MLX does not need are checked and left out: the encoder's sinusoids, and the output layer,
+which is the token embedding.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from fastwhisper.checkpoint.expected import FLOATS, Findings, brief, parse_dimensions
+from fastwhisper.checkpoint.config import brief, parse_dimensions
+from fastwhisper.checkpoint.expected import FLOATS, Findings
 from fastwhisper.checkpoint.files import shown
 from fastwhisper.errors import InvalidModelFormatError
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from fastwhisper.checkpoint.files import TensorPlan
+    from fastwhisper.checkpoint.plan import TensorPlan
     from fastwhisper.values import Dimensions
 
 __all__ = [
@@ -42,16 +43,15 @@ KEYS: Final = {
     "n_text_head": "decoder_attention_heads",
     "n_text_layer": "decoder_layers",
 }
-"""Where a Hugging Face config has the dimensions. Source: transformers, `WhisperConfig`."""
+"""The keys of the dimensions in a Hugging Face config. Source: transformers, `WhisperConfig`."""
 
 _OPTIONS: Final = {
     "model_type": "whisper",
     "activation_function": "gelu",
     "scale_embedding": False,
 }
-"""What the options that would make it another network must be, where they are given."""
+"""The values of options that a Whisper must have, if they are given."""
 
-_AGAIN: Final = "download the files again, or convert the model again"
 
 _PARTS: Final = {
     "self_attn_layer_norm": "attn_ln",
@@ -86,35 +86,35 @@ _CONV_AXES: Final = (0, 2, 1)
 
 
 def is_huggingface_config(config: Mapping[str, object]) -> bool:
-    """Tell a config of transformers from one of MLX, which has dimensions of other names."""
+    """Return whether a config is one of transformers, by the names of its dimensions."""
     return "d_model" in config and "n_audio_state" not in config
 
 
 def parse_huggingface_dimensions(config: Mapping[str, object], path: Path) -> Dimensions:
-    """Take the dimensions from a Hugging Face config.
+    """Read the dimensions from a Hugging Face config.
 
     Args:
         config: The parsed `config.json`.
-        path: Where it is, for the message.
+        path: Its path, for messages.
 
     Returns:
         The dimensions, within the limits.
 
     Raises:
-        InvalidModelFormatError: A dimension is missing, no integer or out of bounds, or an
-            option makes it another network than Whisper.
+        InvalidModelFormatError: A dimension is missing, not an integer or out of bounds, or an
+            option makes this another network than Whisper.
     """
     for key, wanted in _OPTIONS.items():
         found = config.get(key, wanted)
         if type(found) is not type(wanted) or found != wanted:
             raise InvalidModelFormatError(
-                path, key, f"is {brief(found)}, in a Whisper it is {wanted!r}; {_AGAIN}"
+                path, key, f"is {brief(found)}, but in a Whisper it is {wanted!r}"
             )
     return parse_dimensions(config, path, keys=KEYS)
 
 
 def has_huggingface_names(tensors: Iterable[TensorPlan]) -> bool:
-    """Tell whether tensors have the names of transformers; MLX shares only the convolutions'."""
+    """Return whether tensors have the names of transformers. Only the convolutions share names."""
     return any(
         _bare(tensor.stored) == _EMBEDDING or _LAYER.fullmatch(_bare(tensor.stored))
         for tensor in tensors
@@ -127,59 +127,59 @@ def translate(
     config: Mapping[str, object],
     path: Path,
 ) -> tuple[list[TensorPlan], list[TensorPlan]]:
-    """Give tensors with names of transformers those of MLX.
+    """Translate the names of tensors from transformers to MLX.
 
     Args:
-        tensors: The plans by their stored names, with or without the prefix `model.`.
+        tensors: The plans with their stored names, with or without the prefix `model.`.
         dimensions: The network's sizes.
         config: The parsed `config.json`.
-        path: Where the tensors are, for the message.
+        path: The tensors' file, for messages.
 
     Returns:
-        The tensors of the network, names that are unknown among them as they are; and those
-        that MLX's network has no need of.
+        The tensors of the network, and those that MLX's network does not need. An unknown name
+        stays as it is, among the first.
 
     Raises:
-        InvalidModelFormatError: What MLX has no need of is not what it should be.
+        InvalidModelFormatError: A tensor that MLX does not need has the wrong shape or dtype.
 
     Source:
         transformers, `WhisperForConditionalGeneration`.
     """
     kept: list[TensorPlan] = []
     left_out: list[TensorPlan] = []
-    needless = {
+    unneeded = {
         _AUDIO_POSITIONS: (dimensions.n_audio_ctx, dimensions.n_audio_state),
         _OUTPUT: (dimensions.n_vocab, dimensions.n_text_state),
     }
-    # Of two names for the same bytes some writers keep the other one.
+    # The embedding and the output layer are the same bytes; some writers keep only the second.
     only_output = all(_bare(tensor.stored) != _EMBEDDING for tensor in tensors)
     findings = Findings()
     for tensor in tensors:
         bare = _bare(tensor.stored)
-        # MLX's network has the token embedding for an output layer and no other.
+        # The output layer of MLX's network is always the token embedding.
         if bare == _OUTPUT and config.get("tie_word_embeddings", True) is not True:
             raise InvalidModelFormatError(
                 path,
                 shown(tensor.stored),
-                "is not tied to the token embedding by its config, which no Whisper of MLX can do",
+                "is not tied to the token embedding by the config, which MLX's network requires",
             )
         if bare == _OUTPUT and only_output:
             bare = _EMBEDDING
-        wanted = needless.get(bare)
-        if wanted is None:
+        expected = unneeded.get(bare)
+        if expected is None:
             kept.append(_renamed(tensor, bare))
             continue
         left_out.append(tensor)
-        if tensor.shape != wanted:
-            findings.add("mis-shaped", tensor.stored, f" {tensor.shape} for {wanted}")
+        if tensor.shape != expected:
+            findings.add("of the wrong shape", tensor.stored, f" {tensor.shape}, not {expected}")
         elif tensor.dtype not in FLOATS:
-            findings.add("of a dtype that doesn't fit", tensor.stored, f" {tensor.dtype}")
+            findings.add("of the wrong dtype", tensor.stored, f" {tensor.dtype}")
     findings.raise_for(path)
     return kept, left_out
 
 
 def _bare(name: str) -> str:
-    # What `WhisperForConditionalGeneration` saves has the prefix, `WhisperModel` alone has not.
+    # `WhisperForConditionalGeneration` saves with the prefix, `WhisperModel` alone without.
     return name.removeprefix("model.")
 
 
@@ -192,7 +192,7 @@ def _renamed(tensor: TensorPlan, bare: str) -> TensorPlan:
 
 
 def _translated(bare: str) -> str:
-    """Translate a name; an unknown one stays as it is, to be refused as such."""
+    """Translate a name; return an unknown name as it is, to be refused later."""
     if bare == _TEXT_POSITIONS:
         return "decoder.positional_embedding"
     if match := _LAYER.fullmatch(bare):

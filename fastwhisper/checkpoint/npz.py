@@ -1,6 +1,6 @@
-"""NumPy's `.npz`: a zip of arrays -> plans, without unpickling anything.
+"""NumPy's `.npz`: a zip of arrays -> plans. Nothing is unpickled.
 
-Parsed from any `read_at(offset, size)`, so the tests need no disk.
+The parser reads through any `read_at(offset, size)`, so tests need no disk.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import zlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from fastwhisper.checkpoint.files import DTYPES, MAX_RANK, TensorPlan, shown
+from fastwhisper.checkpoint.files import shown
+from fastwhisper.checkpoint.plan import MAX_RANK, WIDTHS, TensorPlan
 from fastwhisper.errors import InvalidModelFormatError
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["plan_npz"]
 
-_AGAIN: Final = "download the file again, or convert the model again"
 _NPY_DTYPES: Final = {
     "<f2": "float16",
     "<f4": "float32",
@@ -42,7 +42,6 @@ _NPY_DTYPES: Final = {
     "<u4": "uint32",
     "<u8": "uint64",
 }
-_WIDTHS: Final = dict(DTYPES.values())
 _NPY_FIXED_BYTES: Final = 12
 _NPY_FIELD: Final = re.compile(
     r"'(descr|fortran_order|shape)': *"
@@ -55,17 +54,17 @@ _NPY_HEAD_BYTES: Final = 4096
 
 _ZIP_LOCAL: Final = struct.Struct("<4s22xHH")
 _ZIP_READ_BYTES: Final = 1 << 20
-"""Largest directory: 15,000 members. large-v3 has 1,300."""
+"""Largest directory of a zip: 15,000 members. large-v3 has 1,300."""
 
 _DEFLATE_RATIO: Final = 1100
-"""Deflate can't shrink more than 1032 to 1; what claims to is a bomb."""
+"""Largest ratio of deflate, rounded up from 1032. A member that claims more is a zip bomb."""
 
 _ZIP_ENCRYPTED: Final = 0x1
 _ZIP_DEFLATED: Final = 8
 
 
-class _Window(io.RawIOBase):
-    """What `zipfile` sees of a file: it may seek and read, but not more than a directory."""
+class _BoundedFile(io.RawIOBase):
+    """A file for `zipfile` in which a single read is at most as long as a directory."""
 
     def __init__(self, read_at: ReadAt, size: int) -> None:
         self._read_at = read_at
@@ -81,7 +80,7 @@ class _Window(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._offset, io.SEEK_END: self._size}[whence]
         if base + offset < 0:
-            raise OSError("a negative offset")
+            raise OSError("negative offset")
         self._offset = base + offset
         return self._offset
 
@@ -89,66 +88,66 @@ class _Window(io.RawIOBase):
         left = max(0, self._size - self._offset)
         size = left if size < 0 else min(size, left)
         if size > _ZIP_READ_BYTES:
-            raise OSError("the directory is larger than any Whisper's")
+            raise OSError("the directory is too large")
         data = self._read_at(self._offset, size)
         self._offset += len(data)
         return data
 
 
 def plan_npz(read_at: ReadAt, size: int, path: Path, index: int) -> list[TensorPlan]:
-    """Plan the arrays of an `.npz` file, stored or deflated, under their own names.
+    """Plan the arrays of an `.npz` file, stored or deflated, with their own names.
 
     Args:
-        read_at: Reads up to so many bytes at an offset of the file.
+        read_at: Called with an offset and a size in bytes; returns up to so many bytes.
         size: Length of the file in bytes.
-        path: Where it is, for the message.
-        index: Its place among the checkpoint's files.
+        path: Its path, for messages.
+        index: Its index among the checkpoint's files.
 
     Returns:
         The plans by offset.
 
     Raises:
-        InvalidModelFormatError: It is no zip of plain arrays, or is damaged.
+        InvalidModelFormatError: It is not a zip of plain arrays, or it is damaged.
 
     Source:
         `numpy.lib.format` (versions 1 to 3); PKWARE APPNOTE 4.3.
     """
-    import zipfile  # noqa: PLC0415 - it costs more than the rest of an inspection
+    import zipfile  # noqa: PLC0415  8 ms, more than the rest of an inspection
 
     try:
-        with zipfile.ZipFile(_Window(read_at, size)) as archive:
+        with zipfile.ZipFile(_BoundedFile(read_at, size)) as archive:
             members = sorted(archive.infolist(), key=lambda member: member.header_offset)
             end = archive.start_dir
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, struct.error) as error:
         raise InvalidModelFormatError(
-            path, None, f"is no zip archive ({shown(str(error))}); {_AGAIN}"
+            path, None, f"is not a zip archive ({shown(str(error))})"
         ) from error
     if not members:
-        raise InvalidModelFormatError(path, None, f"holds no arrays; {_AGAIN}")
+        raise InvalidModelFormatError(path, None, "has no arrays")
     plans: dict[str, TensorPlan] = {}
     ends = [member.header_offset for member in members[1:]] + [end]
     for member, limit in zip(members, ends, strict=True):
         plan = _npz_member(read_at, member, limit, path)
         if plan.name in plans:
-            raise InvalidModelFormatError(path, shown(plan.name), f"appears twice; {_AGAIN}")
+            raise InvalidModelFormatError(path, shown(plan.name), "appears twice")
         plans[plan.name] = replace(plan, file=index)
     return list(plans.values())
 
 
 def _npz_member(read_at: ReadAt, member: ZipInfo, limit: int, path: Path) -> TensorPlan:
-    """Plan one member of the archive; it must end before `limit`, where the next begins."""
+    """Plan one member of the archive. It must end before `limit`, where the next one begins."""
     name = member.filename.removesuffix(".npy")
 
     def refuse(detail: str) -> InvalidModelFormatError:
-        return InvalidModelFormatError(path, shown(name), f"{detail}; {_AGAIN}")
+        return InvalidModelFormatError(path, shown(name), detail)
 
     if name == member.filename:
-        raise refuse("is no array")
+        raise refuse("is not an array")
     begin = _member_data(read_at, member)
     if begin is None:
-        raise refuse("is encrypted, compressed in another way than deflate, or damaged")
+        raise refuse("is encrypted, damaged, or compressed by another method than deflate")
     if begin + member.compress_size > limit:
-        raise refuse("overlaps what comes after it")
+        raise refuse("overlaps the next member")
     head = read_at(begin, min(_NPY_HEAD_BYTES, member.compress_size))
     deflated = member.compress_type == _ZIP_DEFLATED
     if deflated:
@@ -158,11 +157,11 @@ def _npz_member(read_at: ReadAt, member: ZipInfo, limit: int, path: Path) -> Ten
             raise refuse(f"is damaged ({error})") from error
     parsed = _parse_npy(head)
     if parsed is None:
-        raise refuse("is no plain array of numbers")
+        raise refuse("is not a plain array of numbers")
     dtype, fortran, shape, head_bytes = parsed
-    size = math.prod(shape) * _WIDTHS[dtype]
+    size = math.prod(shape) * WIDTHS[dtype]
     if head_bytes + size != member.file_size:
-        raise refuse(f"has {member.file_size} bytes, its shape needs {head_bytes + size}")
+        raise refuse(f"has {member.file_size} bytes, but its shape needs {head_bytes + size}")
     return TensorPlan(
         name,
         name,
@@ -180,7 +179,7 @@ def _npz_member(read_at: ReadAt, member: ZipInfo, limit: int, path: Path) -> Ten
 
 
 def _member_data(read_at: ReadAt, member: ZipInfo) -> int | None:
-    """Find where a member's data begins; None if it is not one we can read."""
+    """Return the offset of a member's data; None for a member that is not supported."""
     deflated = member.compress_type == _ZIP_DEFLATED
     if member.flag_bits & _ZIP_ENCRYPTED or not (deflated or member.compress_type == 0):
         return None
@@ -196,7 +195,7 @@ def _member_data(read_at: ReadAt, member: ZipInfo) -> int | None:
 
 
 def _parse_npy(head: bytes) -> tuple[str, bool, tuple[int, ...], int] | None:
-    """Parse an array's header into dtype, Fortran order, shape and its length in bytes."""
+    """Return an array's dtype, Fortran order and shape, and its header's length in bytes."""
     width = {1: 2, 2: 4, 3: 4}.get(head[6]) if len(head) > _NPY_FIXED_BYTES else None
     if width is None or not head.startswith(_NPY_MAGIC):
         return None

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
 
-    from fastwhisper.checkpoint.inspection import Checkpoint
+    from fastwhisper.checkpoint.plan import Checkpoint
     from fastwhisper.loading.stages import Params
     from fastwhisper.sources.find import Location
     from fastwhisper.values import DtypeName, LoadOverrides, Progress, WhisperModel

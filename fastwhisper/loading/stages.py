@@ -11,7 +11,6 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from fastwhisper.checkpoint.inspection import (
-    SAFETENSORS,
     confirm_checkpoint,
     fingerprint_headers,
     inspect_checkpoint,
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
     import mlx.core as mx
 
-    from fastwhisper.checkpoint.inspection import Checkpoint
+    from fastwhisper.checkpoint.plan import Checkpoint
     from fastwhisper.values import DtypeName
     from fastwhisper.whisper.network import Whisper
 
@@ -100,7 +99,7 @@ def warn_of_lost_words(name: str, checkpoint: Checkpoint) -> None:
 
 def is_slow_to_read(checkpoint: Checkpoint) -> bool:
     """Tell whether a layout is read faster once it has been converted to MLX's own."""
-    return checkpoint.layout not in SAFETENSORS
+    return not checkpoint.is_safetensors
 
 
 def confirm(checkpoint: Checkpoint) -> None:
@@ -109,7 +108,7 @@ def confirm(checkpoint: Checkpoint) -> None:
     Raises:
         InvalidModelFormatError: It does not, or a file has changed.
     """
-    if checkpoint.layout not in SAFETENSORS:
+    if not checkpoint.is_safetensors:
         return
     fingerprint = fingerprint_headers(checkpoint)
     if not verified.recall_confirmed(fingerprint):

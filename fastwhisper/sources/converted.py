@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
 from fastwhisper.checkpoint.expected import ALIGNMENT_HEADS
-from fastwhisper.checkpoint.files import DTYPES
 from fastwhisper.checkpoint.inspection import CONFIG
+from fastwhisper.checkpoint.safetensors import DTYPES
 from fastwhisper.errors import InvalidModelFormatError
 from fastwhisper.sources.lock import locked
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
     from fastwhisper.checkpoint.files import WeightFile
-    from fastwhisper.checkpoint.inspection import Checkpoint
+    from fastwhisper.checkpoint.plan import Checkpoint
 
 __all__ = [
     "VARIABLE",
@@ -61,7 +61,7 @@ _SOURCE: Final = "source.json"
 _KEY: Final = re.compile(r"[0-9a-f]{40}")
 _NOTE: Final = re.compile(r"[0-9a-f]{40}\.(sha256|confirmed)")
 _UNFINISHED: Final = re.compile(r"\.[0-9a-f]{40}\.tmp")
-_CODES: Final = {name: code for code, (name, _width) in DTYPES.items()}
+_CODES: Final = {name: code for code, name in DTYPES.items()}
 _ALIGN_BYTES: Final = 64
 
 _logger = logging.getLogger("fastwhisper")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from mlx import nn
 
-    from fastwhisper.checkpoint.inspection import Checkpoint
+    from fastwhisper.checkpoint.plan import Checkpoint
     from fastwhisper.values import DtypeName
 
 __all__ = ["UNPACK_ROWS", "apply_params", "build_module"]
@@ -78,7 +78,7 @@ def apply_params(
         path: Where they come from, for the message.
 
     Raises:
-        InvalidModelFormatError: Parameters are unknown, missing, mis-shaped or of the wrong
+        InvalidModelFormatError: Parameters are unknown, missing, of the wrong shape or of the wrong
             kind of dtype; it names them all and `module` is as it was.
     """
     slots = {name: slot for name, slot in _slots(module) if not _is_hidden(name)}
@@ -91,9 +91,9 @@ def apply_params(
         elif given is None:
             findings.add("missing", name)
         elif given.shape != array.shape:
-            findings.add("mis-shaped", name, f" {given.shape} for {array.shape}")
+            findings.add("of the wrong shape", name, f" {given.shape}, not {array.shape}")
         elif given.dtype != array.dtype and not _both_float(given, array):
-            findings.add("of a dtype that doesn't fit", name, f" {_short(given.dtype)}")
+            findings.add("of the wrong dtype", name, f" {_short(given.dtype)}")
     for name in params:
         if name not in slots:
             findings.add("unknown", name)
@@ -130,9 +130,9 @@ def _check_heads(module: nn.Module, heads: mx.array, findings: Findings) -> None
     """Demand (layer, head) pairs that exist: MLX reads beyond an array without a word."""
     dims = getattr(module, "dims", None)
     if heads.ndim != 2 or heads.shape[1] != 2 or not heads.size:  # noqa: PLR2004 - pairs
-        findings.add("mis-shaped", ALIGNMENT_HEADS, f" {heads.shape} for (n, 2)")
+        findings.add("of the wrong shape", ALIGNMENT_HEADS, f" {heads.shape}, not (n, 2)")
     elif not mx.issubdtype(heads.dtype, mx.integer):
-        findings.add("of a dtype that doesn't fit", ALIGNMENT_HEADS, f" {_short(heads.dtype)}")
+        findings.add("of the wrong dtype", ALIGNMENT_HEADS, f" {_short(heads.dtype)}")
     elif dims is not None:
         for layer, head in cast("list[tuple[int, int]]", heads.tolist()):
             if not (0 <= layer < dims.n_text_layer and 0 <= head < dims.n_text_head):

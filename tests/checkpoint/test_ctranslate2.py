@@ -12,11 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastwhisper.checkpoint.ctranslate2 import (
-    MAX_VARIABLES,
-    parse_alignment_heads,
-    plan_ctranslate2,
-)
+from fastwhisper.checkpoint.config import parse_alignment_heads
+from fastwhisper.checkpoint.ctranslate2 import MAX_VARIABLES, plan_ctranslate2
 from fastwhisper.checkpoint.expected import check_tensors
 from fastwhisper.errors import InvalidModelFormatError
 from tests.helpers.tiny_models import (
@@ -29,7 +26,7 @@ from tests.helpers.tiny_models import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fastwhisper.checkpoint.files import TensorPlan
+    from fastwhisper.checkpoint.plan import TensorPlan
     from fastwhisper.values import Dimensions
 
 WHERE = Path("model.bin")
@@ -186,7 +183,7 @@ def test_int8_is_refused_by_name_with_a_way_out() -> None:
         plan(BROKEN["int8"])
     assert caught.value.tensor == f"{QKV}/weight"
     assert "int8" in caught.value.detail
-    assert "--quantization float16" in caught.value.detail
+    assert "--quantization float16" in caught.value.advice
 
 
 @settings(max_examples=300)

@@ -10,14 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastwhisper.checkpoint.expected import (
+from fastwhisper.checkpoint.config import (
     LIMITS,
     check_dimensions,
     check_quantization,
-    check_tensors,
-    expected_shapes,
     parse_dimensions,
 )
+from fastwhisper.checkpoint.expected import check_tensors, expected_shapes
 from fastwhisper.errors import InvalidModelFormatError
 from fastwhisper.values import Dimensions, ModulePrecision
 from tests.helpers.tiny_models import SMALLEST, make_arrays, make_config
@@ -167,10 +166,16 @@ PLAIN_FAULTS: dict[str, tuple[Callable[[Tensors], object], str]] = {
     "unknown": (change("decoder.extra"), "unknown: decoder.extra"),
     "absurd block": (change("decoder.blocks.3000000000.attn.out.bias"), "unknown: decoder.blocks"),
     "another layer": (change("encoder.blocks.1.mlp1.bias"), "unknown: encoder.blocks.1"),
-    "scalar bias": (change("encoder.ln_post.bias", shape=()), "mis-shaped: encoder.ln_post.bias"),
-    "bias of one": (change("encoder.ln_post.bias", shape=(1,)), "mis-shaped"),
-    "transposed": (change("encoder.conv1.weight", shape=(64, 80, 3)), "mis-shaped"),
-    "other vocabulary": (change("decoder.token_embedding.weight", shape=(97, 64)), "mis-shaped"),
+    "scalar bias": (
+        change("encoder.ln_post.bias", shape=()),
+        "of the wrong shape: encoder.ln_post.bias",
+    ),
+    "bias of one": (change("encoder.ln_post.bias", shape=(1,)), "of the wrong shape"),
+    "transposed": (change("encoder.conv1.weight", shape=(64, 80, 3)), "of the wrong shape"),
+    "other vocabulary": (
+        change("decoder.token_embedding.weight", shape=(97, 64)),
+        "of the wrong shape",
+    ),
     "integer weight": (change("encoder.conv1.weight", "int32"), "int32"),
     "packed without scales": (change("encoder.conv1.weight", "uint32"), "uint32"),
     "bool bias": (change("encoder.ln_post.bias", "bool"), "bool"),
@@ -186,15 +191,18 @@ PLAIN_FAULTS: dict[str, tuple[Callable[[Tensors], object], str]] = {
 MLP = "encoder.blocks.0.mlp1"
 PACKED_FAULTS: dict[str, tuple[Callable[[Tensors], object], str]] = {
     "no biases": (lambda t: t.pop(f"{MLP}.biases"), f"missing: {MLP}.biases"),
-    "no weight": (lambda t: t.pop(f"{MLP}.weight"), f"packed in no way MLX knows: {MLP}.scales"),
-    "group size 16": (change(f"{MLP}.scales", shape=(256, 4)), "packed in no way"),
-    "group size 0": (change(f"{MLP}.scales", shape=(256, 0)), "packed in no way"),
-    "scales in a vector": (change(f"{MLP}.scales", shape=(256,)), "packed in no way"),
-    "7 bits": (change(f"{MLP}.weight", shape=(256, 14)), "packed in no way"),
-    "1 bit": (change(f"{MLP}.weight", shape=(256, 2)), "packed in no way"),
-    "no columns": (change(f"{MLP}.weight", shape=(256, 0)), "packed in no way"),
-    "other rows": (change(f"{MLP}.weight", shape=(255, 8)), "packed in no way"),
-    "biases of another size": (change(f"{MLP}.biases", shape=(256, 2)), "mis-shaped"),
+    "no weight": (
+        lambda t: t.pop(f"{MLP}.weight"),
+        f"of a packing that MLX does not support: {MLP}.scales",
+    ),
+    "group size 16": (change(f"{MLP}.scales", shape=(256, 4)), "of a packing"),
+    "group size 0": (change(f"{MLP}.scales", shape=(256, 0)), "of a packing"),
+    "scales in a vector": (change(f"{MLP}.scales", shape=(256,)), "of a packing"),
+    "7 bits": (change(f"{MLP}.weight", shape=(256, 14)), "of a packing"),
+    "1 bit": (change(f"{MLP}.weight", shape=(256, 2)), "of a packing"),
+    "no columns": (change(f"{MLP}.weight", shape=(256, 0)), "of a packing"),
+    "other rows": (change(f"{MLP}.weight", shape=(255, 8)), "of a packing"),
+    "biases of another size": (change(f"{MLP}.biases", shape=(256, 2)), "of the wrong shape"),
     "packed in float16": (change(f"{MLP}.weight", "float16"), f"{MLP}.weight float16"),
     "packed in int32": (change(f"{MLP}.weight", "int32"), f"{MLP}.weight int32"),
     "integer scales": (change(f"{MLP}.scales", "uint8"), f"{MLP}.scales uint8"),

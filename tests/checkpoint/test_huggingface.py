@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 
 from fastwhisper.checkpoint import read as shards
-from fastwhisper.checkpoint.expected import LIMITS
+from fastwhisper.checkpoint.config import LIMITS
 from fastwhisper.checkpoint.huggingface import KEYS, parse_huggingface_dimensions
 from fastwhisper.checkpoint.inspection import confirm_checkpoint, inspect_checkpoint
 from fastwhisper.checkpoint.read import read_shards
@@ -34,7 +34,8 @@ from tests.helpers.tiny_models import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fastwhisper.checkpoint.files import RegularFile, TensorPlan
+    from fastwhisper.checkpoint.files import RegularFile
+    from fastwhisper.checkpoint.plan import TensorPlan
     from tests.helpers.tiny_models import Arrays, LayoutName
 
 WEIGHTS: Final = "model.safetensors"

@@ -15,12 +15,11 @@ from hypothesis import strategies as st
 
 from fastwhisper.checkpoint.inspection import (
     PREFERENCE,
-    Checkpoint,
-    TensorPlan,
     confirm_checkpoint,
     fingerprint_headers,
     inspect_checkpoint,
 )
+from fastwhisper.checkpoint.plan import Checkpoint, TensorPlan
 from fastwhisper.errors import InvalidModelFormatError
 from fastwhisper.values import ModulePrecision, Quantization
 from tests.helpers.tiny_models import (
@@ -294,7 +293,7 @@ def test_directory_without_weights_says_what_it_found(tmp_path: Path) -> None:
     with pytest.raises(InvalidModelFormatError) as caught:
         inspect_checkpoint(tmp_path)
     assert "pytorch_model.bin" in caught.value.detail
-    assert all(name in caught.value.detail for name in PREFERENCE)
+    assert all(name in caught.value.advice for name in PREFERENCE)
 
 
 @pytest.mark.parametrize("path", ["does/not/exist", "a\0b", ""])
@@ -352,28 +351,28 @@ def checkpoint_of(sizes: list[int]) -> Checkpoint:
     return Checkpoint(Path("x"), "safetensors", SMALLEST, {}, None, (), tensors)
 
 
-@given(sizes=st.lists(st.integers(1, 1000), min_size=1, max_size=30), lanes=st.integers(1, 10))
-def test_split_is_a_balanced_partition(sizes: list[int], lanes: int) -> None:
+@given(sizes=st.lists(st.integers(1, 1000), min_size=1, max_size=30), shares=st.integers(1, 10))
+def test_split_is_a_balanced_partition(sizes: list[int], shares: int) -> None:
     """Shares are disjoint, complete, in order, not empty, and none is needlessly large."""
     whole = checkpoint_of(sizes)
-    parts = whole.split(lanes)
-    assert 1 <= len(parts) <= lanes
+    parts = whole.split(shares)
+    assert 1 <= len(parts) <= shares
     assert all(part.tensors for part in parts)
     assert tuple(tensor for part in parts for tensor in part.tensors) == whole.tensors
     assert sum(part.total_bytes for part in parts) == whole.total_bytes
-    assert max(part.total_bytes for part in parts) <= sum(sizes) / lanes + max(sizes)
+    assert max(part.total_bytes for part in parts) <= sum(sizes) / shares + max(sizes)
 
 
 def test_split_into_equal_shares() -> None:
-    """Four equal tensors in two lanes are two each."""
+    """Four equal tensors in two shares are two each."""
     assert [part.total_bytes for part in checkpoint_of([5] * 4).split(2)] == [10, 10]
 
 
-@pytest.mark.parametrize("lanes", [0, -1])
-def test_split_needs_a_lane(lanes: int) -> None:
+@pytest.mark.parametrize("shares", [0, -1])
+def test_split_needs_a_share(shares: int) -> None:
     """Less than one lane is a mistake of the caller."""
-    with pytest.raises(ValueError, match="lanes"):
-        checkpoint_of([1]).split(lanes)
+    with pytest.raises(ValueError, match="shares"):
+        checkpoint_of([1]).split(shares)
 
 
 def test_select_by_prefix(tiny_model_dir: Callable[..., Path]) -> None:

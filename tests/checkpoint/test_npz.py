@@ -19,7 +19,7 @@ from fastwhisper.errors import InvalidModelFormatError
 from tests.helpers.tiny_models import npz_bytes
 
 if TYPE_CHECKING:
-    from fastwhisper.checkpoint.files import TensorPlan
+    from fastwhisper.checkpoint.plan import TensorPlan
 
 WHERE = Path("weights.npz")
 

@@ -16,17 +16,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastwhisper.checkpoint.files import (
-    DTYPES,
-    MAX_HEADER_BYTES,
     MAX_JSON_BYTES,
     RegularFile,
-    TensorPlan,
     list_directory,
     parse_json,
-    parse_safetensors,
     read_json,
     shown,
 )
+from fastwhisper.checkpoint.plan import WIDTHS, TensorPlan
+from fastwhisper.checkpoint.safetensors import MAX_HEADER_BYTES, parse_header
 from fastwhisper.errors import InvalidModelFormatError
 from tests.helpers.tiny_models import with_header
 
@@ -44,7 +42,7 @@ def parse(tmp_path: Path) -> Callable[[bytes], list[TensorPlan]]:
     def parse(data: bytes) -> list[TensorPlan]:
         path.write_bytes(data)
         with RegularFile(path) as file:
-            return parse_safetensors(file, 3)
+            return parse_header(file, 3)
 
     return parse
 
@@ -168,7 +166,7 @@ def test_header_above_the_cap_is_refused_unread(tmp_path: Path) -> None:
         file.write(struct.pack("<Q", MAX_HEADER_BYTES + 1))
         file.truncate(MAX_HEADER_BYTES + 100)
     with RegularFile(path) as opened, pytest.raises(InvalidModelFormatError, match="more than"):
-        parse_safetensors(opened, 0)
+        parse_header(opened, 0)
 
 
 json_values = st.recursive(
@@ -225,7 +223,7 @@ def test_any_respelled_header_keeps_to_its_shapes(
     except InvalidModelFormatError:
         return
     for plan in plans:
-        assert plan.size_bytes == math.prod(plan.shape) * dict(DTYPES.values())[plan.dtype]
+        assert plan.size_bytes == math.prod(plan.shape) * WIDTHS[plan.dtype]
     assert sum(plan.size_bytes for plan in plans) == size
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fastwhisper.checkpoint.expected import check_quantization, expected_shapes
+from fastwhisper.checkpoint.config import check_quantization
+from fastwhisper.checkpoint.expected import expected_shapes
 from fastwhisper.checkpoint.word_loss import word_error_cost
 from fastwhisper.quantizing.recipe import (
     INT4_SHARE,

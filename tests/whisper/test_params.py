@@ -10,7 +10,6 @@ import mlx.core as mx
 import mlx_whisper.whisper
 import pytest
 from mlx import nn
-from mlx.utils import tree_flatten
 
 from fastwhisper.checkpoint.inspection import inspect_checkpoint
 from fastwhisper.checkpoint.read import read_shards
@@ -18,19 +17,15 @@ from fastwhisper.errors import InvalidModelFormatError
 from fastwhisper.values import ModulePrecision
 from fastwhisper.whisper.network import Linear, Packing
 from fastwhisper.whisper.params import UNPACK_ROWS, apply_params, build_module
+from tests.helpers.modules import name_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from fastwhisper.checkpoint.inspection import Checkpoint
+    from fastwhisper.checkpoint.plan import Checkpoint
     from fastwhisper.values import DtypeName
     from fastwhisper.whisper.network import Whisper
-
-
-def flat(module: nn.Module) -> dict[str, mx.array]:
-    """Give the parameters by name."""
-    return dict(tree_flatten(module.parameters()))
 
 
 def read(checkpoint: Checkpoint, prefix: str = "") -> dict[str, mx.array]:
@@ -83,7 +78,7 @@ def test_layouts_give_the_same_network(layout: str, tiny_model_dir: Callable[...
         checkpoint = inspect_checkpoint(tiny_model_dir(layout=name))
         module = build_module(checkpoint)
         apply_params(module, read(checkpoint))
-        loaded.append(flat(module))
+        loaded.append(name_parameters(module))
     del loaded[0]["alignment_heads"], loaded[1]["alignment_heads"]
     assert loaded[0].keys() == loaded[1].keys()
     assert all(mx.array_equal(array, loaded[1][name]).item() for name, array in loaded[0].items())
@@ -174,12 +169,12 @@ FAULTS: dict[str, tuple[Callable[[dict[str, mx.array]], object], str]] = {
     "unknown": (put("encoder.extra", mx.zeros(1)), "unknown: encoder.extra"),
     "hidden": (put("decoder._mask", mx.zeros((8, 8))), "unknown: decoder._mask"),
     "absurd block": (put("decoder.blocks.3000000000.x", mx.zeros(1)), "unknown: decoder.blocks.3"),
-    "scalar": (put(f"{MLP}.bias", mx.array(0.0)), f"mis-shaped: {MLP}.bias"),
+    "scalar": (put(f"{MLP}.bias", mx.array(0.0)), f"of the wrong shape: {MLP}.bias"),
     "float for packed": (put(f"{MLP}.weight", mx.zeros((256, 8))), f"{MLP}.weight float32"),
     "integer for float": (put(f"{MLP}.bias", mx.zeros(256, mx.int32)), f"{MLP}.bias int32"),
     "packed for float": (put(f"{MLP}.bias", mx.zeros(256, mx.uint32)), f"{MLP}.bias uint32"),
     "heads as floats": (put("alignment_heads", mx.zeros((1, 2))), "alignment_heads float32"),
-    "heads in threes": (put("alignment_heads", mx.zeros((1, 3), mx.int32)), "mis-shaped: align"),
+    "heads in threes": (put("alignment_heads", mx.zeros((1, 3), mx.int32)), "of the wrong shape: align"),
     "head beyond": (put("alignment_heads", mx.array([[0, 1]])), "alignment_heads (0, 1)"),
     "layer beyond": (put("alignment_heads", mx.array([[1, 0]])), "alignment_heads (1, 0)"),
     "negative head": (put("alignment_heads", mx.array([[0, -1]])), "alignment_heads (0, -1)"),
@@ -194,12 +189,12 @@ def test_wrong_parameters_are_refused_and_nothing_changes(
 ) -> None:
     """The error names the parameter and the network is as it was."""
     module, params = loaded
-    before = {name: id(array) for name, array in flat(module).items()}
+    before = {name: id(array) for name, array in name_parameters(module).items()}
     fault(params)
     with pytest.raises(InvalidModelFormatError) as caught:
         apply_params(module, params)
     assert said in str(caught.value)
-    assert {name: id(array) for name, array in flat(module).items()} == before
+    assert {name: id(array) for name, array in name_parameters(module).items()} == before
 
 
 def test_all_wrong_parameters_are_in_one_error(
@@ -232,7 +227,7 @@ def test_other_floats_are_taken_as_they_are(loaded: tuple[Whisper, dict[str, mx.
 
     given = {name: cast(array) for name, array in params.items()}
     apply_params(module, given)
-    found: dict[str, Any] = flat(module)
+    found: dict[str, Any] = name_parameters(module)
     assert all(found[name] is array for name, array in given.items())
 
 
