@@ -23,7 +23,12 @@ from fastwhisper.errors import (
     QuantizedModelNotAvailableError,
 )
 from fastwhisper.sources import verified
-from fastwhisper.sources.table import parse_quantization, resolve_repo, sibling_repo
+from fastwhisper.sources.table import (
+    parse_model,
+    parse_quantization,
+    resolve_repo,
+    sibling_repo,
+)
 from fastwhisper.values import Quantization, WhisperModel
 
 if TYPE_CHECKING:
@@ -33,7 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Location", "check_form", "fetch", "find_flaw", "find_local", "locate"]
 
-_REPO: Final = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
 # The `tiny` extra: a package that only carries files. It is found, checked and read; its
@@ -63,17 +67,14 @@ class Location:
 
 
 def check_form(model: WhisperModel | str | os.PathLike[str], quant: str) -> None:
-    """Refuse what can be refused by its form alone; touches no file but to see that it is there.
+    """Refuse what can be refused by its form; of the disk only directories are looked for.
 
     Raises:
-        ModelNotFoundError: `model` is no table name, no existing directory, no `org/name`.
+        ModelNotFoundError: `model` is no name of the table, no directory, no `org/name`.
         QuantizedModelNotAvailableError: `quant` is no precision.
     """
     parse_quantization(str(model), quant)
-    if isinstance(model, os.PathLike):
-        return
-    if model not in list(WhisperModel) and not _REPO.fullmatch(model) and not _is_directory(model):
-        resolve_repo(model)  # raises the error that lists the names
+    parse_model(model)
 
 
 def find_local(
@@ -85,18 +86,17 @@ def find_local(
         Where it is, or None when it must be downloaded first.
 
     Raises:
-        ModelNotFoundError: There is no such directory, or the revision can't be one.
+        ModelNotFoundError: The name stands for nothing, or the revision can't be one.
         InvalidModelFormatError: The `tiny` extra's file is not the one it should be.
     """
-    if isinstance(model, os.PathLike) or (model not in list(WhisperModel) and _is_directory(model)):
-        path = Path(model)
-        if not _is_directory(path):
-            raise ModelNotFoundError(str(model), "there is no such directory")
-        return Location(path, str(path), None, None)
-    if model not in list(WhisperModel):
-        return _find_repository(model, options.revision)
-    requested = parse_quantization(model, options.quant)
-    return _find_in_table(model, requested, options.revision, requested, None)
+    match parse_model(model):
+        case WhisperModel() as name:
+            requested = parse_quantization(name, options.quant)
+            return _find_in_table(name, requested, options.revision, requested, None)
+        case Path() as path:
+            return Location(path, str(path), None, None)
+        case repo:
+            return _find_repository(repo, options.revision)
 
 
 def fetch(
@@ -127,7 +127,8 @@ def fetch(
         InvalidModelFormatError: The `tiny` extra's file is not the one it should be.
         OSError: The disk is full, or the Hugging Face cache can't be written.
     """
-    if model not in list(WhisperModel):
+    name = parse_model(model)
+    if not isinstance(name, WhisperModel):
         found = _download(model, options, on_bytes, check, model)
         if found is None:
             raise ModelNotFoundError(
@@ -135,16 +136,16 @@ def fetch(
                 "the Hub has no such repository: check the name, or set HF_TOKEN if it is private",
             )
         return Location(*found, None)
-    requested = parse_quantization(model, options.quant)
+    requested = parse_quantization(name, options.quant)
     precisions = [requested]
     if options.fallback is not None and requested != Quantization.FLOAT16:
         precisions.append(Quantization.FLOAT16)
     reason: str | None = None
     for precision in precisions:
-        at_hand = _find_in_table(model, precision, options.revision, requested, reason)
+        at_hand = _find_in_table(name, precision, options.revision, requested, reason)
         if at_hand is not None:
             return at_hand
-        repos = list(_repositories(model, precision))
+        repos = list(_repositories(name, precision))
         for repo in repos:
             found = _download(repo, options, on_bytes, check, model)
             if found is not None:
@@ -166,13 +167,6 @@ def locate(
     if found is not None:
         return found
     return fetch(os.fspath(model), options, on_bytes=lambda *_progress: None, check=check)
-
-
-def _is_directory(path: str | Path) -> bool:
-    try:
-        return os.path.isdir(path)  # noqa: PTH112  refuses a NUL quietly, as Path does not
-    except ValueError:
-        return False
 
 
 def _find_in_table(

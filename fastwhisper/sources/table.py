@@ -1,13 +1,23 @@
-"""The repository table: model and precision in, repository id out."""
+"""What a model's name stands for, and the table of repositories.
+
+A new name, alias or repository goes here. `find.py` looks for what a name stands for.
+"""
 
 from __future__ import annotations
 
-from typing import Final
+import os
+import re
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
 
 from fastwhisper.errors import ModelNotFoundError, QuantizedModelNotAvailableError
 from fastwhisper.values import Quantization, WhisperModel
 
-__all__ = ["parse_quantization", "resolve_repo", "sibling_repo"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["parse_model", "parse_quantization", "resolve_repo", "sibling_repo", "suggest"]
 
 _STEM: Final = "mlx-community/whisper-"
 _TABLE_SUFFIX: Final = {
@@ -17,14 +27,60 @@ _TABLE_SUFFIX: Final = {
 }
 _SIBLING_SUFFIX: Final = _TABLE_SUFFIX | {Quantization.FLOAT16: "-fp16"}
 
+_NAMES: Final = MappingProxyType(
+    {
+        **{str(model): model for model in WhisperModel},
+        "large": WhisperModel.LARGE_V3,
+        "turbo": WhisperModel.LARGE_TURBO,
+    }
+)
+"""Names and aliases, in lower case and without the prefix "whisper-"."""
+
+_REPOSITORY: Final = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_PATH_PREFIXES: Final = (".", "~", "/")
+_PATH_SUFFIXES: Final = (".bin", ".pt", ".pth", ".gguf", ".npz", ".safetensors")
+
+
+def parse_model(model: WhisperModel | str | os.PathLike[str]) -> WhisperModel | Path | str:
+    """Return what a model's name stands for.
+
+    An exact name of the table comes first, then a directory that exists, then an alias. A path
+    by its form is never taken for a repository.
+
+    Args:
+        model: What the caller gives.
+
+    Returns:
+        A model of the table, a directory that exists, or a repository as `org/name`.
+
+    Raises:
+        ModelNotFoundError: It is none of the three.
+    """
+    if isinstance(model, os.PathLike):
+        return _check_directory(Path(model))
+    if model in list(WhisperModel):
+        return WhisperModel(model)
+    # os.path.isdir returns False for a NUL and for a name that is too long; Path raises.
+    if os.path.isdir(model):  # noqa: PTH112
+        return Path(model)
+    if (named := _find_name(model)) is not None:
+        return named
+    if model.startswith(_PATH_PREFIXES) or model.endswith(_PATH_SUFFIXES):
+        in_home = model.partition("/")[0] == "~"
+        # Path.expanduser raises where there is no home.
+        return _check_directory(Path(os.path.expanduser(model) if in_home else model))  # noqa: PTH111
+    if _REPOSITORY.fullmatch(model):
+        return model
+    raise _unknown(model)
+
 
 def resolve_repo(
     model: WhisperModel | str, quant: Quantization | str = Quantization.FLOAT16
 ) -> str:
-    """Look up the repository of a model at a precision.
+    """Return the repository of a model at a precision.
 
     Args:
-        model: A name of the table, such as "large-v3-turbo".
+        model: A name of the table, such as "large-v3-turbo", or an alias, such as "turbo".
         quant: A precision of the table, such as "int4".
 
     Returns:
@@ -37,21 +93,21 @@ def resolve_repo(
     Source:
         The repositories of mlx-community on the Hub.
     """
-    name = _parse_model(model)
+    name = _parse_name(model)
     precision = parse_quantization(name, quant)
     infix = "" if name is WhisperModel.LARGE_TURBO else "-mlx"
     return f"{_STEM}{name}{infix}{_TABLE_SUFFIX[precision]}"
 
 
 def sibling_repo(model: WhisperModel | str, quant: Quantization | str) -> str | None:
-    """Name the repository that holds the same model at the same precision under another name.
+    """Return the other repository of the same model at the same precision.
 
     Args:
-        model: A name of the table.
+        model: A name of the table, or an alias.
         quant: A precision of the table.
 
     Returns:
-        The repository, as `org/name`, or None where the table names it already.
+        The repository, as `org/name`, or None where the table has the only one.
 
     Raises:
         ModelNotFoundError: The table has no such model.
@@ -60,13 +116,13 @@ def sibling_repo(model: WhisperModel | str, quant: Quantization | str) -> str | 
     Source:
         The repositories of mlx-community of 2025, whose names have no `-mlx`.
     """
-    name = _parse_model(model)
+    name = _parse_name(model)
     sibling = f"{_STEM}{name}{_SIBLING_SUFFIX[parse_quantization(name, quant)]}"
     return None if sibling == resolve_repo(name, quant) else sibling
 
 
 def parse_quantization(model: str, quant: Quantization | str) -> Quantization:
-    """Turn a precision's name into the precision.
+    """Return the precision of a name.
 
     Args:
         model: The model it is asked for, for the message.
@@ -76,7 +132,7 @@ def parse_quantization(model: str, quant: Quantization | str) -> Quantization:
         The precision.
 
     Raises:
-        QuantizedModelNotAvailableError: No precision goes by this name.
+        QuantizedModelNotAvailableError: No precision has this name.
     """
     try:
         return Quantization(quant)
@@ -86,11 +142,52 @@ def parse_quantization(model: str, quant: Quantization | str) -> Quantization:
         ) from None
 
 
-def _parse_model(model: WhisperModel | str) -> WhisperModel:
-    try:
-        return WhisperModel(model)
-    except ValueError:
-        raise ModelNotFoundError(
-            model,
-            f"choose one of {', '.join(WhisperModel)}, a directory, or a repository as org/name",
-        ) from None
+def suggest(wrong: str, known: Iterable[str], otherwise: str) -> str:
+    """Return the question whether the most similar name was meant.
+
+    Args:
+        wrong: The name that is unknown.
+        known: The names that are known.
+        otherwise: What to return when no known name is similar.
+
+    Returns:
+        Such as "did you mean 'tiny'?".
+    """
+    from difflib import get_close_matches  # noqa: PLC0415  1 ms that only an error needs
+
+    nearest = get_close_matches(wrong, known, n=1)
+    return f"did you mean {nearest[0]!r}?" if nearest else otherwise
+
+
+def _check_directory(path: Path) -> Path:
+    """Return a path to a directory; refuse any other."""
+    if os.path.isdir(path):  # noqa: PTH112  see parse_model
+        return path
+    detail = "there is no such directory"
+    if os.path.lexists(path):
+        detail = "it is not a directory: give the directory that holds the files"
+    raise ModelNotFoundError(str(path), detail)
+
+
+def _find_name(model: str) -> WhisperModel | None:
+    """Return the model of the table that has a name or an alias, in any case."""
+    return _NAMES.get(_normalize(model))
+
+
+def _parse_name(model: str) -> WhisperModel:
+    """Return the model of the table that has a name or an alias; refuse any other name."""
+    named = _find_name(model)
+    if named is None:
+        raise _unknown(model)
+    return named
+
+
+def _normalize(model: str) -> str:
+    return model.lower().removeprefix("whisper-")
+
+
+def _unknown(model: str) -> ModelNotFoundError:
+    """Build the error for a name that stands for nothing."""
+    names = ", ".join(WhisperModel)
+    choices = f"choose one of {names}, a directory, or a repository as org/name"
+    return ModelNotFoundError(model, suggest(_normalize(model), _NAMES, choices))

@@ -188,11 +188,19 @@ def test_missing_directory_is_no_model(tmp_path: Path) -> None:
         find.find_local(tmp_path / "none", DEFAULT)
 
 
-@pytest.mark.parametrize("model", ["tyny", "a/b/c", "", "nul\0"])
+@pytest.mark.parametrize("model", ["tyny", "a/b/c", "", "nul\0", "./none", "model.bin"])
 def test_form_of_a_name_is_checked(model: str) -> None:
-    """A name that can be nothing is refused, and the table's names are listed."""
-    with pytest.raises(ModelNotFoundError, match="large-v3-turbo"):
+    """A name that can be nothing is refused."""
+    with pytest.raises(ModelNotFoundError, match="unknown model"):
         find.check_form(model, "float16")
+
+
+def test_alias_is_found_as_its_model(server: HubServer) -> None:
+    """An alias is fetched from the repository of its model, and found there again."""
+    server.add(table("large-v3-turbo"), FILES)
+    fetched = fetch("Turbo")
+    assert fetched.source == table("large-v3-turbo")
+    assert find.find_local("whisper-large-v3-turbo", DEFAULT) == fetched
 
 
 # What is asked of the Hub.
