@@ -12,10 +12,10 @@ import numpy as np
 
 import fastwhisper
 from bench.speech import speak
-from fastwhisper.transcribing.mel import SAMPLE_RATE
+from fastwhisper.whisper.filters import SAMPLE_RATE
 
 if TYPE_CHECKING:
-    from fastwhisper.transcribing.mel import FloatArray
+    from fastwhisper.transcribing.samples import FloatArray
 
 BITS_PER_SECOND: Final = 9000
 """The least at which Opus keeps all of 8 kHz: the network must hear what speech excites."""

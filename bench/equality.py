@@ -22,6 +22,7 @@ import anyio
 
 import fastwhisper
 from fastwhisper.engine import blas
+from fastwhisper.transcribing.samples import load_audio
 
 blas.prepare()
 
@@ -29,7 +30,6 @@ import mlx.core as mx  # noqa: E402  after the BLAS
 from mlx.utils import tree_flatten  # noqa: E402
 from mlx_whisper.transcribe import transcribe  # noqa: E402
 
-from fastwhisper.transcribing.mel import load_audio  # noqa: E402
 from tests.helpers.reference import CORRECTIONS, import_reference  # noqa: E402
 
 if TYPE_CHECKING:

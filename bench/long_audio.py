@@ -22,7 +22,8 @@ from typing import Any, Final
 import av
 import numpy as np
 
-from fastwhisper.transcribing.mel import SAMPLE_RATE, load_audio
+from fastwhisper.transcribing.samples import load_audio
+from fastwhisper.whisper.filters import SAMPLE_RATE
 
 SAMPLE: Final = Path(__file__).parent.parent / "tests" / "data" / "sample.ogg"
 
@@ -53,7 +54,7 @@ blas.prepare()
 import mlx.core as mx
 from mlx_whisper.load_models import load_model
 from mlx_whisper.audio import N_SAMPLES, log_mel_spectrogram
-from fastwhisper.transcribing.mel import load_audio
+from fastwhisper.transcribing.samples import load_audio
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 opened = peak()
@@ -72,7 +73,7 @@ from fastwhisper.engine import blas
 blas.prepare()
 import mlx.core as mx
 from mlx_whisper.transcribe import ModelHolder, transcribe
-from fastwhisper.transcribing.mel import load_audio
+from fastwhisper.transcribing.samples import load_audio
 async def ours(model, path):
     async with fastwhisper.open(model, offline=True, dtype="float32") as session:
         return session.result.path, await session.transcribe(path, temperature=0)

@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Final
 import av
 import numpy as np
 
-from fastwhisper.transcribing.mel import SAMPLE_RATE, load_audio
+from fastwhisper.transcribing.samples import load_audio
+from fastwhisper.whisper.filters import SAMPLE_RATE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fastwhisper.transcribing.mel import FloatArray
+    from fastwhisper.transcribing.samples import FloatArray
 
 __all__ = [
     "TEXTS",

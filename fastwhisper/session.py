@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 
     from fastwhisper.loading.readiness import LoadResult
-    from fastwhisper.transcribing.mel import AudioSource
+    from fastwhisper.transcribing.samples import AudioSource
     from fastwhisper.transcribing.windows import Window
     from fastwhisper.values import (
         LoadingState,
@@ -335,7 +335,7 @@ def _detach(audio: AudioSource) -> AudioSource:
     """Turn an MLX array, which may be lazy, into samples that may cross threads."""
     mlx = sys.modules.get("mlx.core")
     if mlx is not None and isinstance(audio, mlx.array):
-        from fastwhisper.transcribing.mel import to_samples  # noqa: PLC0415  see _open_mel
+        from fastwhisper.transcribing.samples import to_samples  # noqa: PLC0415  imports NumPy
 
         return to_samples(audio)
     return audio

@@ -1,4 +1,8 @@
-"""The mel filters that Whisper was trained with."""
+"""The mel filters that Whisper was trained with, and their sample rate.
+
+Source:
+    Radford et al. 2022, section 2.2; `audio.py` and `mel_filters.npz` of openai/whisper.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,13 @@ from typing import Final
 
 import numpy as np
 
-__all__ = ["read_mel_filters"]
+__all__ = ["SAMPLE_RATE", "read_mel_filters"]
 
-_FILE: Final = Path(__file__).parent / "data" / "mel_filters.npz"
+SAMPLE_RATE: Final = 16_000
+"""Samples in one second of Whisper's input."""
+
 _COUNTS: Final = (80, 128)
+_FILE: Final = Path(__file__).parent / "data" / "mel_filters.npz"
 
 
 def read_mel_filters(n_mels: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
@@ -26,10 +33,10 @@ def read_mel_filters(n_mels: int) -> np.ndarray[tuple[int, ...], np.dtype[np.flo
         ValueError: There are no filters for `n_mels`.
 
     Source:
-        `mel_filters.npz` of openai/whisper: `librosa.filters.mel(sr=16000, n_fft=400)`.
+        `librosa.filters.mel(sr=16000, n_fft=400)`, as the file holds it.
     """
     if n_mels not in _COUNTS:
-        raise ValueError(f"no mel filters for n_mels={n_mels}: Whisper has 80 or 128")
+        raise ValueError(f"no mel filters for n_mels={n_mels}; Whisper has 80 or 128 filters")
     with np.load(_FILE, allow_pickle=False) as filters:
         found: np.ndarray[tuple[int, ...], np.dtype[np.float32]] = filters[f"mel_{n_mels}"]
     return found
