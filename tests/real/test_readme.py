@@ -14,13 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 README = Path(__file__).parent.parent.parent / "README.md"
-BLOCKS = re.findall(
-    r"^```python\n(.*?)^```$", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-)
+TEXT = README.read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 
 
 def block_with(name: str) -> dict[str, Any]:
-    """Run the one block that defines a name, and give its namespace."""
+    """Run the one block that defines a name, and return its namespace."""
     (code,) = [
         block for block in BLOCKS if re.search(rf"^(async )?def {name}\(", block, re.MULTILINE)
     ]
