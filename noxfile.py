@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import nox
 
+import fastwhisper
+
 nox.options.default_venv_backend = "none"
-nox.options.sessions = ["lint", "types", "tests"]
+nox.options.sessions = ["lint", "types", "tests", "docs"]
 
 STUBS = ["mlx.nn", "mlx.utils"]
 
@@ -34,6 +38,16 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation into site/. A warning or a missing public name is an error."""
+    session.run("mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
+    page = Path("site", "api", "index.html").read_text(encoding="utf-8")
+    missing = [name for name in fastwhisper.__all__ if f'id="fastwhisper.{name}"' not in page]
+    if missing:
+        session.error(f"docs/api.md does not list {', '.join(missing)}")
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure loading against mlx_whisper and the floor; needs the dependency group `bench`."""
     # As pip leaves it, and as uv has left the others: an editable package is compiled when it is
@@ -46,7 +60,7 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "bench.faster")
     session.run("python", "-m", "bench.corpus")
     session.run("pytest", "bench/test_load.py", "-p", "no:cacheprovider", "--benchmark-only")
-    session.run("python", "-m", "bench.timeline", "bench/timeline.png")
+    session.run("python", "-m", "bench.timeline", "docs/timeline.png")
 
 
 @nox.session
