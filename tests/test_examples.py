@@ -1,4 +1,4 @@
-"""The example programs do what they say."""
+"""The example programs of tests/examples do what their docstrings say."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import pytest
 
 import fastwhisper
 from tests.examples import fastapi_lifespan, mlx_after, mlx_before, trio_nursery
+from tests.helpers.audio import noise, wav_bytes
 from tests.helpers.gates import STAGES, Gate
-from tests.transcribing.test_mel import wav_bytes
-from tests.transcribing.test_windows import noise, write_babbler
+from tests.helpers.tiny_models import write_babbler
 
 EXAMPLES = Path(__file__).parent / "examples"
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a one-layer model that says words."""
+    """Write a one-layer model that says words, and return its directory."""
     return write_babbler(tmp_path_factory.mktemp("babbler") / "model", multilingual=False)
 
 
 @pytest.fixture
 def recording(tmp_path: Path) -> Path:
-    """Give two seconds of noise as a file."""
+    """Write two seconds of noise to a file, and return its path."""
     path = tmp_path / "noise.wav"
     path.write_bytes(wav_bytes(noise(2)))
     return path
@@ -38,7 +38,7 @@ def recording(tmp_path: Path) -> Path:
 async def test_the_asyncio_app_serves_while_it_loads(
     model: Path, recording: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Health is answered before the model is ready; a request waits for it; exit closes it."""
+    """Health is answered before the model is ready, a request waits for it, and exit closes it."""
     monkeypatch.setattr(fastapi_lifespan, "MODEL", str(model))
     gate = Gate(monkeypatch, STAGES["read"])
     app = SimpleNamespace(state=SimpleNamespace())
@@ -67,7 +67,7 @@ async def test_the_asyncio_app_serves_while_it_loads(
 async def test_the_trio_app_shares_one_model(
     model: Path, recording: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each task gets the text that its file alone gives."""
+    """Two tasks share one model: each gets the text that it would get alone."""
     monkeypatch.setattr(trio_nursery, "MODEL", str(model))
     other = recording.with_name("other.wav")
     other.symlink_to(recording)
@@ -79,7 +79,7 @@ async def test_the_trio_app_shares_one_model(
 
 
 def test_an_mlx_whisper_app_changes_one_import(model: Path) -> None:
-    """Only the import differs, and the text does not."""
+    """Only the import changes. The text stays the same."""
     before_lines, after_lines = (
         (EXAMPLES / name).read_text().partition('"""\n')[2].splitlines()
         for name in ("mlx_before.py", "mlx_after.py")
