@@ -23,14 +23,15 @@ from fastwhisper.values import ModulePrecision, Quantization
 
 blas.prepare()
 
-from fastwhisper.quantizing import calibrate  # noqa: E402  imports MLX
+from fastwhisper.quantizing import quantizer  # noqa: E402  imports MLX
+from fastwhisper.quantizing.calibrate import round_layers  # noqa: E402
+from fastwhisper.quantizing.quantizer import Quantizer  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fastwhisper.quantizing.calibrate import Rounded
+    from fastwhisper.quantizing.calibrate import QuantizedLayer
     from fastwhisper.values import Dimensions
-    from fastwhisper.whisper.network import Whisper
 
 
 def main() -> None:
@@ -55,23 +56,21 @@ def _quantize(model: str, out: Path, text: str) -> None:
 
     def choose(dimensions: Dimensions, *_: object, **__: object) -> dict[str, ModulePrecision]:
         chosen = recipes.apply_recipe(dimensions, (kinds[0], kinds[1], kinds[2]))
-        print(f"{text}: {recipes.share_of_float16(dimensions, chosen):.2%} of the bytes")
+        print(f"{text}: {recipes.compute_size_ratio(dimensions, chosen):.2%} of the bytes")
         return chosen
 
-    rounded = _plainly if text.startswith("rtn") else _CALIBRATED
+    quantize_layers = _round if text.startswith("rtn") else Quantizer.quantize_layers
     with (
-        mock.patch.object(make, "choose_precision", choose),
-        mock.patch.object(make.Work, "rounded", rounded),
+        mock.patch.object(quantizer, "choose_precision", choose),
+        mock.patch.object(Quantizer, "quantize_layers", quantize_layers),
     ):
         anyio.run(partial(make.quantize, model, out=out, quant=Quantization.INT4))
 
 
-def _plainly(work: make.Work) -> Iterator[Rounded]:
-    model: Whisper = work.model
-    return calibrate.round_plainly(model, work.precision, check=threads.check)
+def _round(work: Quantizer) -> Iterator[QuantizedLayer]:
+    """Quantize without calibration."""
+    return round_layers(work.model, work.precision, check=threads.check)
 
-
-_CALIBRATED = make.Work.rounded
 
 if __name__ == "__main__":
     main()

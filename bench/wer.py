@@ -30,7 +30,7 @@ from bench.speech import TEXTS, Utterance, kept, packaged, recorded, synthesized
 from fastwhisper.engine import blas, threads
 from fastwhisper.engine.threads import Lane
 from fastwhisper.quantizing.make import quantize
-from fastwhisper.quantizing.recipe import share_of_float16
+from fastwhisper.quantizing.recipe import compute_size_ratio
 
 blas.prepare()
 
@@ -149,7 +149,7 @@ async def _transcripts(
                 )
                 text = known.put(utterance, result.text)
             texts.append(text)
-    return texts, share_of_float16(checkpoint.dimensions, checkpoint.precision)
+    return texts, compute_size_ratio(checkpoint.dimensions, checkpoint.precision)
 
 
 def _unpack(model: Whisper) -> None:

@@ -1,18 +1,19 @@
 """A network and speech -> the same network, quantized layer by layer.
 
-Speech passes through the network while its layers are replaced by their rounded forms, in the
-order in which it meets them. So each layer is rounded for the inputs it will really get.
+Speech passes through the network while its layers are quantized, in the order of computation. So
+each layer is rounded for the inputs that it gets from the quantized layers before it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import mlx.core as mx
 import numpy as np
 from mlx import nn
 
+from fastwhisper.quantizing.recipe import EMBEDDING
 from fastwhisper.quantizing.rounding import (
     DAMPING,
     Grid,
@@ -33,45 +34,46 @@ if TYPE_CHECKING:
     from fastwhisper.values import ModulePrecision
     from fastwhisper.whisper.network import Block, Whisper
 
-__all__ = ["EMBEDDING", "Heard", "Rounded", "calibrate", "round_plainly"]
-
-EMBEDDING: Final = "decoder.token_embedding"
+__all__ = ["CalibrationWindow", "QuantizedLayer", "calibrate", "round_layers"]
 
 _ROWS: Final = 4096
-"""Rows rounded between two looks at whether the caller has gone: a second or two."""
+"""Rows that are rounded between two calls of `check`: one or two seconds."""
 
-_STRIDE: Final = 2
-"""Every second frame of audio counts: neighbours are alike, and their moments cost more than the
-network itself."""
+_MIN_AUDIO_POSITIONS: Final = 1000
+"""Inputs with at least this many positions are audio; a text has at most 448."""
+
+_AUDIO_STRIDE: Final = 2
+"""Every second position of audio is counted: neighbours are alike, and counting them all would take
+longer than the network itself."""
 
 _EMBEDDING_DAMPING: Final = 0.1
-"""The embedding is the first layer as well as the last, and only there is it multiplied with what
-its moments describe; as the first, all its columns count the same."""
+"""Damping of the embedding. It is the last layer, which its moments describe; it is also the first,
+which looks up rows, and there all columns count the same."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Heard:
-    """One window of speech, and what the network makes of it.
+class CalibrationWindow:
+    """One window of speech, and what the network computes from it before it is quantized.
 
     Attributes:
-        mel: Its log-mel input. Shape (3000, mels), float32.
-        audio: The exact encoder's output for it. Shape (1500, state), float32.
-        tokens: The prompt, and the tokens that the network writes.
+        mel: Log-mel input. Shape (3000, n_mels), float32.
+        features: The encoded window. Shape (1500, state), float32.
+        tokens: The first tokens of a transcript, and the text that the network writes.
     """
 
     mel: mx.array
-    audio: mx.array
+    features: mx.array
     tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Rounded:
-    """One quantized module.
+class QuantizedLayer:
+    """One quantized linear layer, or the token embedding.
 
     Attributes:
-        name: Its name in the network.
+        name: Its module name in the network.
         packed: Its weight.
-        bias: Its linear bias, shape (rows,), float32; None if it has none.
+        bias: Its linear bias, shape (rows,), float32; None if the layer has none or keeps it.
     """
 
     name: str
@@ -80,12 +82,13 @@ class Rounded:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Step:
-    """One residual step of a block.
+class _BranchResult:
+    """What one residual branch of a block computes: attention, or the feed-forward layers.
 
     Attributes:
-        output: What it adds. Shape (1, positions, state), float32.
-        inputs: The inputs of its linear layers, by the layers that share them.
+        output: What is added to the state. Shape (1, positions, state), float32.
+        inputs: The input of each linear layer, shape (1, positions, columns), float32. The key is
+            the names of the layers that share the input.
     """
 
     output: mx.array
@@ -94,133 +97,151 @@ class _Step:
 
 def calibrate(
     network: Whisper,
-    speech: Sequence[Heard],
+    windows: Sequence[CalibrationWindow],
     precision: Mapping[str, ModulePrecision],
     *,
     check: Callable[[], None],
-) -> Iterator[Rounded]:
-    """Quantize every linear layer and the token embedding of a network.
+) -> Iterator[QuantizedLayer]:
+    """Quantize every linear layer and the token embedding of a network, calibrated on speech.
 
     Args:
-        network: The network, in float32. Its layers are rounded in place.
-        speech: What passes through it.
+        network: The network, in float32. Its weights are replaced by the rounded ones.
+        windows: The speech.
         precision: Bits and group size of each module by its name.
         check: Called between steps; may raise to cancel.
 
     Yields:
-        Each module as it is done.
+        Each layer as soon as it is quantized.
+
+    Raises:
+        FloatingPointError: The inputs of a layer are not finite.
     """
-    yield from _Calibration(network, speech, precision, check).modules()
+    yield from _Calibration(network, windows, precision, check).quantize()
 
 
 class _Calibration:
-    """The network, and what is on its way through it."""
+    """The network, and the speech that passes through it."""
 
     def __init__(
         self,
         network: Whisper,
-        speech: Sequence[Heard],
+        windows: Sequence[CalibrationWindow],
         precision: Mapping[str, ModulePrecision],
         check: Callable[[], None],
     ) -> None:
         self._network = network
-        self._speech = speech
+        self._windows = windows
         self._precision = precision
         self._check = check
 
-    def modules(self) -> Iterator[Rounded]:
-        """Go through the embedding, the encoder and the decoder."""
+    def quantize(self) -> Iterator[QuantizedLayer]:
+        """Quantize the embedding, the encoder and the decoder."""
         encoder, decoder = self._network.encoder, self._network.decoder
-        states = [self._evaluated(encoder.embed(heard.mel[None])) for heard in self._speech]
-        # The embedding's inputs in the end are the exact network's: it comes first, because
-        # the rounded embedding is what the decoder's layers begin with.
-        yield self._embedding([self._evaluated(self._last(heard)) for heard in self._speech])
+        states = [self._evaluate(encoder.embed(window.mel[None])) for window in self._windows]
+        # The embedding comes first: the decoder begins with the quantized embedding. Its inputs
+        # as the last layer are those of the network that is not quantized yet.
+        yield self._quantize_embedding(
+            [self._evaluate(self._compute_last_state(window)) for window in self._windows]
+        )
         for layer, block in enumerate(encoder.blocks):
-            yield from self._block(f"encoder.blocks.{layer}", block, states)
-        audio = [self._evaluated(encoder.ln_post(state)) for state in states]
-        states = [decoder.embed(mx.array([heard.tokens])) for heard in self._speech]
+            yield from self._quantize_block(f"encoder.blocks.{layer}", block, states)
+        features = [self._evaluate(encoder.ln_post(state)) for state in states]
+        states = [decoder.embed(mx.array([window.tokens])) for window in self._windows]
         for layer, block in enumerate(decoder.blocks):
-            yield from self._block(f"decoder.blocks.{layer}", block, states, audio)
+            yield from self._quantize_block(f"decoder.blocks.{layer}", block, states, features)
 
-    def _last(self, heard: Heard) -> mx.array:
-        """Compute what the exact network's embedding is multiplied with in the end."""
+    def _compute_last_state(self, window: CalibrationWindow) -> mx.array:
+        """Return the input of the output layer. Shape (tokens, state), float32."""
         self._check()
         decoder = self._network.decoder
-        audio = heard.audio[None]
-        x = decoder.embed(mx.array([heard.tokens]))
+        features = window.features[None]
+        x = decoder.embed(mx.array([window.tokens]))
         for block in decoder.blocks:
-            for step in _steps(audio):
-                x = x + step(block, x, audio).output
+            for branch in _DECODER_BRANCHES:
+                x = x + branch(block, x, features).output
         last: mx.array = decoder.ln(x)
         return last[0]
 
-    def _embedding(self, last: list[mx.array]) -> Rounded:
-        rows = np.array(mx.concatenate(last))
+    def _quantize_embedding(self, last_states: list[mx.array]) -> QuantizedLayer:
+        """Quantize the token embedding for its inputs as the output layer."""
+        rows = np.array(mx.concatenate(last_states))
         second = rows.T @ rows / np.float32(len(rows))
         embedding = self._network.decoder.token_embedding
         codes, grid = self._round(
             np.array(embedding.weight), EMBEDDING, second, damping=_EMBEDDING_DAMPING
         )
         embedding.weight = mx.array(dequantize(codes, grid))
-        return Rounded(EMBEDDING, pack(codes, grid), None)
+        return QuantizedLayer(EMBEDDING, pack(codes, grid), None)
 
-    def _block(
-        self, name: str, block: Block, states: list[mx.array], audio: list[mx.array] | None = None
-    ) -> Iterator[Rounded]:
-        """Round one block step by step, and take `states` through it."""
-        heard: Sequence[mx.array | None] = audio or [None] * len(states)
-        for step in _steps(audio):
-            sums: dict[tuple[str, ...], _Sums] = {}
-            for x, xa in zip(states, heard, strict=True):
+    def _quantize_block(
+        self,
+        name: str,
+        block: Block,
+        states: list[mx.array],
+        features: list[mx.array] | None = None,
+    ) -> Iterator[QuantizedLayer]:
+        """Quantize one block branch by branch, and replace each state by the block's output.
+
+        Args:
+            name: Its module name.
+            block: The block.
+            states: Its input for each window. Shape (1, positions, state), float32.
+            features: The encoded windows for a decoder's block; None for an encoder's.
+        """
+        encoded: Sequence[mx.array | None] = features or [None] * len(states)
+        for branch in _ENCODER_BRANCHES if features is None else _DECODER_BRANCHES:
+            sums: dict[tuple[str, ...], _MomentSums] = {}
+            for x, xa in zip(states, encoded, strict=True):
                 self._check()
-                for layers, inputs in step(block, x, xa).inputs.items():
-                    sums.setdefault(layers, _Sums()).add(inputs[0])
+                for layers, inputs in branch(block, x, xa).inputs.items():
+                    sums.setdefault(layers, _MomentSums()).add(inputs[0])
             for layers, total in sums.items():
                 moments = total.moments()
                 for layer in layers:
                     self._check()
-                    yield self._linear(f"{name}.{layer}", _find(block, layer), moments)
-            for at, (x, xa) in enumerate(zip(states, heard, strict=True)):
-                states[at] = self._evaluated(x + step(block, x, xa).output)
+                    yield self._quantize_linear(f"{name}.{layer}", _find(block, layer), moments)
+            for at, (x, xa) in enumerate(zip(states, encoded, strict=True)):
+                states[at] = self._evaluate(x + branch(block, x, xa).output)
 
-    def _linear(self, name: str, layer: Any, moments: Moments) -> Rounded:
-        """Round one linear layer in its place."""
+    def _quantize_linear(self, name: str, layer: Any, moments: Moments) -> QuantizedLayer:
+        """Quantize one linear layer, and replace its weight and bias in the network."""
         weight = np.array(layer.weight)
         codes, grid = self._round(weight, name, moments.second, damping=DAMPING)
-        restored = dequantize(codes, grid)
-        layer.weight = mx.array(restored)
+        rounded = dequantize(codes, grid)
+        layer.weight = mx.array(rounded)
         bias = None
         if "bias" in layer:
-            bias = np.array(layer.bias) + (weight - restored) @ moments.mean
+            bias = np.array(layer.bias) + (weight - rounded) @ moments.mean
             bias = bias.astype(np.float16).astype(np.float32)
             layer.bias = mx.array(bias)
-        return Rounded(name, pack(codes, grid), bias)
+        return QuantizedLayer(name, pack(codes, grid), bias)
 
     def _round(
         self, weight: Floats, name: str, second: Floats, *, damping: float
     ) -> tuple[Codes, Grid]:
-        """Round a weight; its rows don't depend on each other."""
-        how = self._precision[name]
+        """Round a weight in parts, which is possible because its rows are independent."""
+        kind = self._precision[name]
         importance = np.diag(second).copy()
         parts: list[tuple[Codes, Grid]] = []
         for start in range(0, len(weight), _ROWS):
             self._check()
             part = weight[start : start + _ROWS]
-            grid = search_grid(part, how, importance)
+            grid = search_grid(part, kind, importance)
             codes = compensate(part, grid, second, damping=damping)
             parts.append((codes, refit(part, codes, grid, second, damping=damping)))
         scales = np.concatenate([grid.scales for _, grid in parts])
         biases = np.concatenate([grid.biases for _, grid in parts])
-        return np.concatenate([codes for codes, _ in parts]), Grid(scales, biases, how)
+        return np.concatenate([codes for codes, _ in parts]), Grid(scales, biases, kind)
 
-    def _evaluated(self, array: mx.array) -> mx.array:
+    def _evaluate(self, array: mx.array) -> mx.array:
+        """Evaluate an array and return it."""
         self._check()
         mx.eval(array)
         return array
 
 
-class _Sums:
-    """Sums over inputs, of which moments are made."""
+class _MomentSums:
+    """Sums over the inputs of a layer, from which its moments are computed."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -228,11 +249,11 @@ class _Sums:
         self._sums: list[mx.array] = []
 
     def add(self, inputs: mx.array) -> None:
-        """Count inputs. Shape (positions, columns), float32."""
-        if len(inputs) >= _LONG:
-            inputs = inputs[::_STRIDE]
+        """Add inputs. Shape (positions, columns), float32."""
+        if len(inputs) >= _MIN_AUDIO_POSITIONS:
+            inputs = inputs[::_AUDIO_STRIDE]
         if self._shift is None:
-            # About the right mean from the start: nothing is lost to large sums.
+            # Sums of numbers near zero lose least, so about the mean is subtracted first.
             self._shift = inputs.mean(axis=0)
         inputs = inputs - self._shift
         self._count += len(inputs)
@@ -243,71 +264,78 @@ class _Sums:
         self._sums = sums
 
     def moments(self) -> Moments:
-        """Give the moments of everything counted."""
+        """Return the moments of all inputs that were added."""
         mean, second = (np.array(total).astype(np.float64) / self._count for total in self._sums)
         second -= np.outer(mean, mean)
         mean += np.array(self._shift)
         return Moments(mean.astype(np.float32), second.astype(np.float32))
 
 
-_LONG: Final = 1000
-"""Positions from which on inputs are audio and no text: a text has at most 448."""
-
-
-def _steps(audio: object) -> tuple[Callable[[Block, mx.array, Any], _Step], ...]:
-    return (_attend, _think) if audio is None else (_attend_before, _attend_audio, _think)
-
-
-def _attend(block: Block, x: mx.array, _: object, mask: mx.array | None = None) -> _Step:
+def _encoder_attention(
+    block: Block, x: mx.array, _: object, mask: mx.array | None = None
+) -> _BranchResult:
+    """Compute self-attention. The mask has shape (positions, positions)."""
     attn, x = block.attn, block.attn_ln(x)
     mixed, _ = attn.mix(attn.query(x), attn.key(x), attn.value(x), mask)
     shared = ("attn.query", "attn.key", "attn.value")
-    return _Step(attn.out(mixed), {shared: x, ("attn.out",): mixed})
+    return _BranchResult(attn.out(mixed), {shared: x, ("attn.out",): mixed})
 
 
-def _attend_before(block: Block, x: mx.array, _: object) -> _Step:
+def _decoder_attention(block: Block, x: mx.array, _: object) -> _BranchResult:
+    """Compute self-attention in which a token does not see the tokens after it."""
     length = x.shape[1]
-    return _attend(block, x, None, mx.triu(mx.full((length, length), float("-inf")), k=1))
+    mask = mx.triu(mx.full((length, length), float("-inf")), k=1)
+    return _encoder_attention(block, x, None, mask)
 
 
-def _attend_audio(block: Block, x: mx.array, audio: mx.array) -> _Step:
+def _cross_attention(block: Block, x: mx.array, features: mx.array) -> _BranchResult:
+    """Compute the attention of tokens to the encoded window. Its shape is (1, 1500, state)."""
     attn, x = block.cross_attn, block.cross_attn_ln(x)
-    mixed, _ = attn.mix(attn.query(x), attn.key(audio), attn.value(audio))
+    mixed, _ = attn.mix(attn.query(x), attn.key(features), attn.value(features))
     inputs = {
         ("cross_attn.query",): x,
-        ("cross_attn.key", "cross_attn.value"): audio,
+        ("cross_attn.key", "cross_attn.value"): features,
         ("cross_attn.out",): mixed,
     }
-    return _Step(attn.out(mixed), inputs)
+    return _BranchResult(attn.out(mixed), inputs)
 
 
-def _think(block: Block, x: mx.array, _: object) -> _Step:
+def _feed_forward(block: Block, x: mx.array, _: object) -> _BranchResult:
+    """Compute the feed-forward layers."""
     x = block.mlp_ln(x)
     hidden = nn.gelu(block.mlp1(x))
-    return _Step(block.mlp2(hidden), {("mlp1",): x, ("mlp2",): hidden})
+    return _BranchResult(block.mlp2(hidden), {("mlp1",): x, ("mlp2",): hidden})
 
 
-def _find(block: Any, path: str) -> Any:
+_Branch: TypeAlias = "Callable[[Block, mx.array, Any], _BranchResult]"
+_ENCODER_BRANCHES: Final[tuple[_Branch, ...]] = (_encoder_attention, _feed_forward)
+_DECODER_BRANCHES: Final[tuple[_Branch, ...]] = (
+    _decoder_attention, _cross_attention, _feed_forward,
+)  # fmt: skip
+
+
+def _find(module: Any, path: str) -> Any:
+    """Return the part of a module that a dotted name stands for, such as "attn.query"."""
     for name in path.split("."):
-        block = block[int(name)] if name.isdigit() else getattr(block, name)
-    return block
+        module = module[int(name)] if name.isdigit() else getattr(module, name)
+    return module
 
 
-def round_plainly(
+def round_layers(
     network: Whisper, precision: Mapping[str, ModulePrecision], *, check: Callable[[], None]
-) -> Iterator[Rounded]:
-    """Quantize without speech: every weight to the nearest step of its group's grid.
+) -> Iterator[QuantizedLayer]:
+    """Quantize every layer without speech: each weight becomes the nearest value of its group.
 
     Args:
-        network: The network, in float32.
+        network: The network, in float32. It is not changed.
         precision: Bits and group size of each module by its name.
         check: Called between modules; may raise to cancel.
 
     Yields:
-        Each module as it is done.
+        Each layer as soon as it is quantized.
     """
-    for name, how in precision.items():
+    for name, kind in precision.items():
         check()
         weight = np.array(_find(network, name).weight)
-        grid = search_grid(weight, how)
-        yield Rounded(name, pack(round_to_nearest(weight, grid), grid), None)
+        grid = search_grid(weight, kind)
+        yield QuantizedLayer(name, pack(round_to_nearest(weight, grid), grid), None)
