@@ -21,10 +21,12 @@ from fastwhisper.checkpoint.word_loss import word_error_cost
 from fastwhisper.cli.writers import FORMATS, LAYOUT_OPTIONS, write
 from fastwhisper.errors import AudioError, HubUnavailableError
 from fastwhisper.loading import stages
+from fastwhisper.quantizing import make
 from fastwhisper.session import open as open_session
 from fastwhisper.sources import converted, find
-from fastwhisper.values import LoadOptions, LoadOverrides, Quantization, WhisperModel
-from fastwhisper.whisper.options import TranscribeOptions
+from fastwhisper.sources.table import parse_model
+from fastwhisper.values import LoadOptions, LoadOverrides, Progress, Quantization, WhisperModel
+from fastwhisper.whisper.options import DecodeSettings
 
 if TYPE_CHECKING:
     import argparse
@@ -35,9 +37,9 @@ if TYPE_CHECKING:
     from fastwhisper.cli.writers import Format
     from fastwhisper.session import SegmentStream, Session
     from fastwhisper.sources.find import Location
-    from fastwhisper.values import DtypeName, Progress, Transcription
+    from fastwhisper.values import DtypeName, Transcription
 
-__all__ = ["cache", "inspect", "pull", "quantize", "transcribe"]
+__all__ = ["cache", "find_wrong_option", "inspect", "pull", "quantize", "transcribe"]
 
 _INTERRUPTED: Final = 130
 _MIB: Final = 1 << 20
@@ -48,13 +50,27 @@ _DTYPES: Final[dict[bool | None, DtypeName | None]] = {
 }
 
 
+def find_wrong_option(options: argparse.Namespace) -> str | None:
+    """Return what is wrong with options of `transcribe` that argparse accepts, or None."""
+    try:
+        DecodeSettings.from_options(**_decode_options(options))
+    except ValueError as error:
+        return str(error)
+    if not getattr(options, "word_timestamps", False):
+        for name in LAYOUT_OPTIONS:
+            if getattr(options, name):
+                return f"--{name.replace('_', '-')} needs --word-timestamps True"
+    if options.output_name and len(options.audio) > 1:
+        return "--output-name names the files of one AUDIO; leave it out for several"
+    return None
+
+
 def transcribe(options: argparse.Namespace) -> int:
     """Write down what is said in audio files: `fastwhisper transcribe`."""
-    layout = {name: getattr(options, name) for name in LAYOUT_OPTIONS}
-    return anyio.run(_transcribe, options, layout)
+    return anyio.run(_transcribe, options)
 
 
-async def _transcribe(options: argparse.Namespace, layout: dict[str, Any]) -> int:
+async def _transcribe(options: argparse.Namespace) -> int:
     """Run until done or interrupted; a second interrupt ends the process at once."""
     status = _INTERRUPTED
     failure: Exception | None = None
@@ -64,7 +80,7 @@ async def _transcribe(options: argparse.Namespace, layout: dict[str, Any]) -> in
         # Kept from the task group, which would wrap it.
         try:
             with work:
-                status = await _transcribe_files(options, layout)
+                status = await _transcribe_files(options)
         except Exception as error:  # noqa: BLE001  raised again below
             failure = error
         group.cancel_scope.cancel()
@@ -81,10 +97,11 @@ async def _watch_interrupts(work: anyio.CancelScope) -> None:
             work.cancel()
 
 
-async def _transcribe_files(options: argparse.Namespace, layout: dict[str, Any]) -> int:
+async def _transcribe_files(options: argparse.Namespace) -> int:
+    """Open the model once and transcribe file after file; a bad file does not stop the rest."""
     begin_s = time.perf_counter()
-    status = 0
-    with _bars() as bars:
+    durations_s: list[float] = []
+    with _open_bars() as bars:
         async with open_session(
             options.model,
             options=LoadOptions(
@@ -92,70 +109,80 @@ async def _transcribe_files(options: argparse.Namespace, layout: dict[str, Any])
                 offline=options.offline,
                 dtype=_DTYPES[options.fp16],
             ),
-            on_progress=_show_load(bars),
-            **_precision(options),
+            on_progress=_report_load(bars),
+            **_choose_precision(options),
         ) as session:
             result = session.result
-            _say(
+            ready_s = time.perf_counter()
+            _print_note(
                 f"{result.model_name} at {result.actual} from {result.source}, "
-                f"ready in {time.perf_counter() - begin_s:.2f} s"
+                f"ready in {ready_s - begin_s:.2f} s"
             )
             if result.fallback_reason is not None:
-                _say(result.fallback_reason)
+                _print_note(result.fallback_reason)
             for audio in options.audio:
                 try:
-                    await _transcribe_file(session, audio, options, layout, bars)
+                    durations_s.append(await _transcribe_file(session, audio, options, bars))
                 except AudioError as error:
-                    _say(str(error))
-                    status = 1
-    return status
+                    _print_note(str(error))
+            elapsed_s = time.perf_counter() - ready_s
+            failed = len(options.audio) - len(durations_s)
+            _print_note(_summarize(durations_s, failed=failed, elapsed_s=elapsed_s))
+    return 1 if failed else 0
+
+
+def _summarize(durations_s: list[float], *, failed: int, elapsed_s: float) -> str:
+    """Return a line such as "3 files: 2 transcribed, 1 failed; 12.3 s of audio in 1.2 s"."""
+    done = len(durations_s)
+    files = f"{done + failed} file{'' if done + failed == 1 else 's'}"
+    if not done:
+        return f"{files} failed"
+    counts = f": {done} transcribed, {failed} failed" if failed else " transcribed"
+    return f"{files}{counts}; {sum(durations_s):.1f} s of audio in {elapsed_s:.1f} s"
 
 
 async def _transcribe_file(
-    session: Session,
-    audio: str,
-    options: argparse.Namespace,
-    layout: dict[str, Any],
-    bars: Bars | None,
-) -> None:
-    names = TranscribeOptions.__annotations__
-    chosen = {name: value for name, value in vars(options).items() if name in names}
+    session: Session, audio: str, options: argparse.Namespace, bars: Bars | None
+) -> float:
+    """Transcribe one file, print its text, write its files; return its duration in seconds."""
     if audio == "-" and sys.stdin is None:
         raise AudioError("-", "stdin is closed: pipe a recording into it, or name a file")
-    stream = session.stream(
-        sys.stdin.buffer if audio == "-" else audio,
-        language=options.language,
-        task=options.task,
-        seed=options.seed,
-        **cast("TranscribeOptions", chosen),
-    )
-    show = _show_audio(bars, audio, stream)
+    source = sys.stdin.buffer if audio == "-" else audio
+    stream = session.stream(source, **_decode_options(options))
+    report = _report_audio(bars, audio, stream)
     try:
         async for segment in stream:
             if options.verbose:
                 print(segment.text.strip(), flush=True)
-            show()
+            report()
     finally:
-        # Also when interrupted: what has been heard is written, and whole.
+        # Also when interrupted: what has been decoded is written, and the file is whole.
         if stream.so_far is not None:
-            _write_files(stream.so_far, audio, options, layout)
+            _write_files(stream.so_far, audio, options)
+    return stream.duration_s
 
 
-def _write_files(
-    result: Transcription, audio: str, options: argparse.Namespace, layout: dict[str, Any]
-) -> None:
+def _decode_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of `Session.stream` that were given."""
+    names = DecodeSettings.__dataclass_fields__
+    return {name: value for name, value in vars(options).items() if name in names}
+
+
+def _write_files(result: Transcription, audio: str, options: argparse.Namespace) -> None:
+    """Write a transcription in the chosen formats, if any was chosen."""
     if not (options.output_format or options.output_dir or options.output_name):
         return
     directory = Path(options.output_dir or ".")
     directory.mkdir(parents=True, exist_ok=True)
-    # Unlike upstream, which cuts the stem at its own dot: talk.1.wav is talk.1.txt, so that
-    # talk.2.wav does not write over it.
+    # Unlike mlx_whisper, which cuts the stem at its own dot: talk.1.wav becomes talk.1.txt, so
+    # that talk.2.wav does not overwrite it.
     name = (
         Path(options.output_name).with_suffix("")
         if options.output_name
         else ("content" if audio == "-" else Path(audio).stem)
     )
     chosen = options.output_format or "txt"
+    layout = {option: getattr(options, option) for option in LAYOUT_OPTIONS}
     for kind in FORMATS if chosen == "all" else (cast("Format", chosen),):
         path = directory / f"{name}.{kind}"
         with path.open("w", encoding="utf-8") as file:
@@ -164,50 +191,45 @@ def _write_files(
 
 def pull(options: argparse.Namespace) -> int:
     """Download a model: `fastwhisper pull`."""
-    model, load_options = _model(options.model), _load_options(options)
-    find.check_form(model, load_options.quant)
-    location = find.find_local(model, load_options)
+    load_options = _load_options(options)
+    location = find.find_local(options.model, load_options)
     if location is None:
-        with _bars() as bars:
-            show = _show_load(bars)
+        with _open_bars() as bars:
+            report = _report_load(bars)
 
             def on_bytes(done_bytes: int, total_bytes: int | None) -> None:
-                from fastwhisper.values import Progress  # noqa: PLC0415  typing has the other
+                if report is not None:
+                    report(Progress("download", done_bytes, total_bytes))
 
-                if show is not None:
-                    show(Progress("download", done_bytes, total_bytes))
-
-            location = find.fetch(str(model), load_options, on_bytes=on_bytes, check=lambda: None)
-    return _describe(location, as_json=options.json)
+            location = find.fetch(
+                options.model, load_options, on_bytes=on_bytes, check=lambda: None
+            )
+    return _print_description(location, as_json=options.json)
 
 
 def inspect(options: argparse.Namespace) -> int:
-    """Say what a model on this machine is: `fastwhisper inspect`."""
-    model, load_options = _model(options.model), _load_options(options)
-    find.check_form(model, load_options.quant)
-    location = find.find_local(model, load_options)
+    """Describe a model on this machine: `fastwhisper inspect`."""
+    location = find.find_local(options.model, _load_options(options))
     if location is None:
         raise HubUnavailableError(
             options.model, f"it is not on this machine: fastwhisper pull {options.model}"
         )
-    return _describe(location, as_json=options.json)
+    return _print_description(location, as_json=options.json)
 
 
 def quantize(options: argparse.Namespace) -> int:
     """Make an int4 or int8 model of a float16 one: `fastwhisper quantize`."""
-    from fastwhisper.quantizing.make import quantize as make  # noqa: PLC0415  an offline tool
-
-    with _bars() as bars:
+    with _open_bars() as bars:
         work = partial(
-            make,
-            _model(options.model),
+            make.quantize,
+            options.model,
             out=options.out,
             quant=options.quant,
             share=options.share,
-            on_progress=_show_load(bars),
+            on_progress=_report_load(bars),
         )
         directory = anyio.run(work)
-    return _describe(find.Location(directory, str(directory), None, None), as_json=False)
+    return _print_description(find.Location(directory, str(directory), None, None), as_json=False)
 
 
 def cache(options: argparse.Namespace) -> int:
@@ -227,8 +249,8 @@ def cache(options: argparse.Namespace) -> int:
     return 0
 
 
-def _describe(location: Location, *, as_json: bool) -> int:
-    """Print what is known of a model before a weight is read."""
+def _print_description(location: Location, *, as_json: bool) -> int:
+    """Print what is known of a model before a weight is read; return the exit status."""
     original = inspect_checkpoint(location.path)
     opened = stages.inspect(location.path)
     bits = Counter[str]()
@@ -250,7 +272,7 @@ def _describe(location: Location, *, as_json: bool) -> int:
         "fallback_reason": location.fallback_reason,
         "size_bytes": original.total_bytes,
         "bytes_by_precision": dict(sorted(bits.items())),
-        "fast_path": not stages.is_slow_to_read(opened),
+        "fast_path": opened.is_safetensors,
         "converted_copy": None if opened.path == original.path else str(opened.path),
         "dimensions": asdict(original.dimensions),
     }
@@ -267,39 +289,36 @@ def _describe(location: Location, *, as_json: bool) -> int:
     return 0
 
 
-def _model(name: str) -> str | Path:
-    return Path(name) if os.path.isdir(name) else name  # noqa: PTH112  refuses a NUL quietly
-
-
-def _precision(options: argparse.Namespace) -> LoadOverrides:
-    """Choose int4 for a name of the table, and for others what their files hold."""
+def _choose_precision(options: argparse.Namespace) -> LoadOverrides:
+    """Return int4 for a name of the table, and nothing for others: they have one precision."""
     if hasattr(options, "quant"):
         return LoadOverrides(quant=options.quant)
-    if options.model in list(WhisperModel):
+    if isinstance(parse_model(options.model), WhisperModel):
         return LoadOverrides(quant=Quantization.INT4)
     return LoadOverrides()
 
 
 def _load_options(options: argparse.Namespace) -> LoadOptions:
-    return replace(LoadOptions(revision=options.revision), **_precision(options))
+    return replace(LoadOptions(revision=options.revision), **_choose_precision(options))
 
 
-def _say(line: str) -> None:
+def _print_note(line: str) -> None:
+    """Print a line on stderr: stdout is for text alone."""
     print(f"fastwhisper: {line}", file=sys.stderr, flush=True)
 
 
 @contextmanager
-def _bars() -> Iterator[Bars | None]:
-    """Show progress bars on a terminal, and nothing in a pipe."""
+def _open_bars() -> Iterator[Bars | None]:
+    """Show progress bars if stderr is a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
-    from rich.console import Console  # noqa: PLC0415  a pipe needs none of it
-    from rich.progress import Progress as Bars  # noqa: PLC0415
+    # 30 ms that a pipe does without.
+    from rich import console, progress  # noqa: PLC0415
 
-    # Text goes on above the bars only where both are the terminal's.
-    with Bars(
-        console=Console(stderr=True),
+    # Text is printed above the bars only where both are on the terminal.
+    with progress.Progress(
+        console=console.Console(stderr=True),
         transient=True,
         redirect_stdout=sys.stdout.isatty(),
         redirect_stderr=True,
@@ -307,20 +326,22 @@ def _bars() -> Iterator[Bars | None]:
         yield bars
 
 
-def _show_load(bars: Bars | None) -> Callable[[Progress], None] | None:
+def _report_load(bars: Bars | None) -> Callable[[Progress], None] | None:
+    """Build what shows the progress of a load, one bar for each stage."""
     if bars is None:
         return None
     rows: dict[str, Any] = {}
 
-    def show(progress: Progress) -> None:
+    def report(progress: Progress) -> None:
         if progress.stage not in rows:
             rows[progress.stage] = bars.add_task(progress.stage, total=None)
         bars.update(rows[progress.stage], completed=progress.done_bytes, total=progress.total_bytes)
 
-    return show
+    return report
 
 
-def _show_audio(bars: Bars | None, audio: str, stream: SegmentStream) -> Callable[[], None]:
+def _report_audio(bars: Bars | None, audio: str, stream: SegmentStream) -> Callable[[], None]:
+    """Build what shows how far an audio is decoded."""
     if bars is None:
         return lambda: None
     row = bars.add_task(audio, total=None)

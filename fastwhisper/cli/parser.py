@@ -6,11 +6,14 @@ import argparse
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
-from fastwhisper.cli.writers import FORMATS, LAYOUT_OPTIONS
+from fastwhisper.cli.writers import FORMATS
 from fastwhisper.errors import FastWhisperError
+from fastwhisper.sources.table import suggest
 from fastwhisper.values import Quantization, WhisperModel
+from fastwhisper.whisper.languages import LANGUAGES, language_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,22 +22,29 @@ __all__ = ["main"]
 
 _INTERRUPTED: Final = 130
 
+_MODELS: Final = (
+    f"{', '.join(WhisperModel)} (turbo and large are aliases), a directory, "
+    "or a repository as org/name"
+)
+_TRUE_OR_FALSE: Final = "{True,False}"
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command and leave the interpreter with its exit status."""
-    parser = _parser()
+    """Run the command, and end the process with its exit status."""
+    parser = _build_parser()
     options = parser.parse_args(arguments)
     logging.basicConfig(format="fastwhisper: %(message)s", level=logging.WARNING)
-    if options.command == "transcribe":
-        _refuse_wrong(options, parser)
     try:
-        from fastwhisper.cli import commands  # noqa: PLC0415  `--help` needs none of it
+        # 200 ms that `--help` does without.
+        from fastwhisper.cli import commands  # noqa: PLC0415
 
+        if options.command == "transcribe" and (flaw := commands.find_wrong_option(options)):
+            parser.error(flaw)
         status = getattr(commands, options.command)(options)
     except KeyboardInterrupt:
         status = _INTERRUPTED
     except BrokenPipeError:
-        # Who read our output has gone; Python must not try to flush into the pipe again.
+        # The reader of the output has left. Python must not flush into the pipe again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except (FastWhisperError, OSError, ValueError) as error:
@@ -43,121 +53,280 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(status)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+class _Parser(argparse.ArgumentParser):
+    """A parser that suggests the nearest choice, as Python's own can from 3.14 on."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        choices = [str(choice) for choice in action.choices]
+        advice = f"choose from {', '.join(choices)}"
+        nearest = suggest(str(value), choices, otherwise="")
+        advice = f"{nearest} ({advice})" if nearest else advice
+        kind = "command" if action.dest == "command" else "value"
+        raise argparse.ArgumentError(action, f"unknown {kind} {value!r}; {advice}")
+
+
+class _ShowVersion(argparse.Action):
+    """Print the version and end the process."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        # 20 ms that only this option needs.
+        from importlib.metadata import version  # noqa: PLC0415
+
+        print(f"fastwhisper {version('fastwhisper')}")
+        parser.exit()
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
         prog="fastwhisper", description="Open a Whisper model fast, and transcribe speech with it."
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    _add_transcribe(_command(commands, "transcribe", "write down what is said in audio files"))
-    pull = _command(commands, "pull", "download a model, so that it opens without a network")
-    _add_model(pull, default=None)
-    pull.add_argument("--json", action="store_true", help="print the result as JSON")
-    inspect = _command(commands, "inspect", "say what a model on this machine is")
-    _add_model(inspect, default=None)
-    inspect.add_argument("--json", action="store_true", help="print the result as JSON")
-    cache = _command(commands, "cache", "list or clear the converted checkpoints")
-    cache.add_argument("--clear", action="store_true", help="remove them all")
-    quantize = _command(commands, "quantize", "make an int4 or int8 model of a float16 one")
-    quantize.add_argument("model", help="a name of the table, a directory, or org/name")
-    quantize.add_argument("--quant", choices=["int4", "int8"], default="int4", help="precision")
-    quantize.add_argument("--out", required=True, help="directory to make")
-    quantize.add_argument("--share", type=float, help="most bytes, as a share of float16's (0.35)")
+    parser.add_argument("-V", "--version", action=_ShowVersion, nargs=0, help="print the version")
+    commands = parser.add_subparsers(
+        required=True, title="commands", metavar="COMMAND", dest="command"
+    )
+    for name, add_arguments, purpose in (
+        ("transcribe", _add_transcribe, "write down what is said in audio files"),
+        ("pull", _add_describe, "download a model, so that it opens without a network"),
+        ("inspect", _add_describe, "describe a model that is on this machine"),
+        ("quantize", _add_quantize, "make an int4 or int8 model of a float16 one"),
+        ("cache", _add_cache, "list or remove the converted checkpoints"),
+    ):
+        add_arguments(
+            commands.add_parser(name, help=purpose, description=f"{purpose.capitalize()}.")
+        )
     return parser
 
 
-def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, purpose: str
-) -> argparse.ArgumentParser:
-    return commands.add_parser(
-        name,
-        help=purpose,
-        description=purpose.capitalize() + ".",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+def _add_transcribe(parser: argparse.ArgumentParser) -> None:
+    """Add the options that a user of mlx_whisper's command types, with the same names."""
+    parser.add_argument("audio", nargs="+", metavar="AUDIO", help="audio or video file; - is stdin")
+    model = parser.add_argument_group("model")
+    default = str(WhisperModel.LARGE_TURBO)
+    model.add_argument("--model", default=default, help=f"{_MODELS} (default: {default})")
+    _add_precision(model)
+    model.add_argument("--offline", action="store_true", help="never use the network")
+    model.add_argument(
+        "--fp16",
+        type=_parse_flag,
+        metavar=_TRUE_OR_FALSE,
+        help="compute in float16, or in float32 (default: True on a GPU, False on a CPU)",
+    )
+    _add_text(parser.add_argument_group("text"))
+    _add_times(parser.add_argument_group("times"))
+    _add_output(parser.add_argument_group("output"))
+
+
+def _add_text(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--task",
+        choices=["transcribe", "translate"],
+        default="transcribe",
+        help="write in the language that is spoken, or in English (default: transcribe)",
+    )
+    group.add_argument(
+        "--language",
+        type=_parse_language,
+        metavar="NAME",
+        help="language that is spoken, such as en or English (default: detected)",
+    )
+    # What is not given is left to the session's defaults.
+    add = partial(group.add_argument, default=argparse.SUPPRESS)
+    add(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="makes sampling above temperature 0 repeatable (default: no seed)",
+    )
+    add(
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="temperature of sampling (default: 0, and up to 1 for a window that fails)",
+    )
+    add(
+        "--best-of",
+        type=_optional(int),
+        metavar="N",
+        help="samples to choose from above temperature 0 (default: 1)",
+    )
+    add(
+        "--length-penalty",
+        type=float,
+        metavar="X",
+        help="exponent of the length by which samples are ranked (default: the plain length)",
+    )
+    add(
+        "--suppress-tokens",
+        metavar="LIST",
+        help="tokens that are never sampled, as 1,2,3 (default: -1, which is unspoken symbols)",
+    )
+    add("--initial-prompt", metavar="TEXT", help="prompt of the first window (default: no prompt)")
+    add(
+        "--condition-on-previous-text",
+        type=_parse_flag,
+        metavar=_TRUE_OR_FALSE,
+        help="prompt each window with the text before it (default: True)",
+    )
+    add(
+        "--compression-ratio-threshold",
+        type=_optional(float),
+        metavar="X",
+        help="a window of a higher ratio repeats itself, and fails (default: 2.4)",
+    )
+    add(
+        "--logprob-threshold",
+        type=_optional(float),
+        metavar="X",
+        help="a window of a lower mean log-probability fails (default: -1)",
+    )
+    add(
+        "--no-speech-threshold",
+        type=_optional(float),
+        metavar="X",
+        help="a window of a higher probability of silence is skipped (default: 0.6)",
     )
 
 
-def _add_model(parser: argparse.ArgumentParser, *, default: str | None) -> None:
-    purpose = f"{', '.join(WhisperModel)}; or a directory, or a repository as org/name"
-    if default is None:
-        parser.add_argument("model", help=purpose)
-    else:
-        parser.add_argument("--model", default=default, help=purpose)
-    parser.add_argument(
+def _add_times(group: argparse._ArgumentGroup) -> None:
+    # What is not given is left to the session's defaults.
+    add = partial(group.add_argument, default=argparse.SUPPRESS)
+    add(
+        "--clip-timestamps",
+        metavar="LIST",
+        help="start,end,start,end,... in seconds (default: the whole audio)",
+    )
+    add(
+        "--word-timestamps",
+        type=_parse_flag,
+        metavar=_TRUE_OR_FALSE,
+        help="find the time of each word (default: False)",
+    )
+    add(
+        "--prepend-punctuations",
+        metavar="MARKS",
+        help="punctuation that belongs to the word after it (default: what opens)",
+    )
+    add(
+        "--append-punctuations",
+        metavar="MARKS",
+        help="punctuation that belongs to the word before it (default: what closes)",
+    )
+    add(
+        "--hallucination-silence-threshold",
+        type=_optional(float),
+        metavar="SECONDS",
+        help="with word times: skip longer silence around invented text (default: no skipping)",
+    )
+
+
+def _add_output(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--output-format",
+        "-f",
+        choices=[*FORMATS, "all"],
+        help="write files of this format (default: no file; txt if -o or --output-name is given)",
+    )
+    group.add_argument(
+        "--output-dir",
+        "-o",
+        metavar="DIR",
+        help="directory of the files (default: the working directory)",
+    )
+    group.add_argument(
+        "--output-name", metavar="NAME", help="file name without suffix (default: the recording's)"
+    )
+    group.add_argument(
+        "--verbose",
+        type=_parse_flag,
+        default=True,
+        metavar=_TRUE_OR_FALSE,
+        help="print the text while it is decoded (default: True)",
+    )
+    group.add_argument(
+        "--highlight-words",
+        type=_parse_flag,
+        default=False,
+        metavar=_TRUE_OR_FALSE,
+        help="subtitles: underline each word while it is spoken (default: False)",
+    )
+    for name, purpose in (
+        ("max-line-width", "characters in a line"),
+        ("max-line-count", "lines in a subtitle"),
+        ("max-words-per-line", "words in a subtitle"),
+    ):
+        group.add_argument(
+            f"--{name}",
+            type=int,
+            metavar="N",
+            help=f"subtitles: most {purpose} (default: no limit)",
+        )
+
+
+def _add_describe(parser: argparse.ArgumentParser) -> None:
+    model = parser.add_argument_group("model")
+    model.add_argument("model", metavar="MODEL", help=_MODELS)
+    _add_precision(model)
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="print the description as JSON")
+
+
+def _add_quantize(parser: argparse.ArgumentParser) -> None:
+    model = parser.add_argument_group("model")
+    model.add_argument("model", metavar="MODEL", help=_MODELS)
+    model.add_argument(
+        "--quant", choices=["int4", "int8"], default="int4", help="precision (default: int4)"
+    )
+    model.add_argument(
+        "--share",
+        type=float,
+        metavar="X",
+        help="int4: most bytes, as a share of float16's (default: 0.35)",
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument("--out", required=True, metavar="DIR", help="directory to make")
+
+
+def _add_cache(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--clear", action="store_true", help="remove all of them")
+
+
+def _add_precision(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--quant",
         choices=[str(quant) for quant in Quantization],
         default=argparse.SUPPRESS,
-        help="precision (default: int4 for a name of the table, else what the files hold)",
+        help="precision (default: int4 for a name of the table, otherwise what the files hold)",
     )
-    parser.add_argument("--revision", help="branch, tag or commit of the repository")
+    group.add_argument(
+        "--revision", metavar="NAME", help="branch, tag or commit of a repository (default: main)"
+    )
 
 
-def _add_transcribe(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that a user of mlx_whisper types, under the same names."""
-    add = parser.add_argument
-    add("audio", nargs="+", metavar="AUDIO", help="audio or video files; - reads stdin")
-    _add_model(parser, default=str(WhisperModel.LARGE_TURBO))
-    add("--offline", action="store_true", help="never touch the network")
-    add("--output-format", "-f", choices=[*FORMATS, "all"], help="write files of this format")
-    add("--output-dir", "-o", help="write files into this directory")
-    add("--output-name", help="name of the written files, before the suffix")
-    add("--verbose", type=_flag, default=True, help="print the text while it is decoded")
-    add("--task", choices=["transcribe", "translate"], default="transcribe", help="what to write")
-    add("--language", help="language spoken, such as en or English; detected if not given")
-    add("--fp16", type=_flag, help="compute in float16 (default: on a GPU)")
-    add("--seed", type=int, help="makes sampling above temperature 0 repeatable")
-    # What follows is left to the session when it is not given: its defaults are upstream's.
-    for name, kind, purpose in (
-        ("temperature", float, "sample at this temperature only"),
-        ("best-of", _maybe(int), "samples to choose from above temperature 0"),
-        ("length-penalty", float, "exponent of the length by which samples are ranked"),
-        ("suppress-tokens", str, "tokens never to sample, separated by commas"),
-        ("initial-prompt", str, "text to prompt the first window with"),
-        ("condition-on-previous-text", _flag, "prompt each window with the text before it"),
-        ("compression-ratio-threshold", _maybe(float), "above it a window repeats itself"),
-        ("logprob-threshold", _maybe(float), "below it a window is too uncertain"),
-        ("no-speech-threshold", _maybe(float), "above it a window is silent"),
-        ("word-timestamps", _flag, "also give the time of each word"),
-        ("prepend-punctuations", str, "punctuation that belongs to the word after it"),
-        ("append-punctuations", str, "punctuation that belongs to the word before it"),
-        ("hallucination-silence-threshold", _maybe(float), "skip silence longer than this, in s"),
-        ("clip-timestamps", str, "start,end,start,end,... in seconds"),
-    ):
-        add(f"--{name}", type=kind, default=argparse.SUPPRESS, help=purpose)
-    words = parser.add_argument_group("subtitles (with --word-timestamps True)")
-    words.add_argument("--highlight-words", type=_flag, default=False, help="underline each word")
-    words.add_argument("--max-line-width", type=int, help="characters of a line")
-    words.add_argument("--max-line-count", type=int, help="lines of a subtitle")
-    words.add_argument("--max-words-per-line", type=int, help="words of a subtitle")
-
-
-def _refuse_wrong(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Refuse before a model is opened what argparse lets through."""
-    from fastwhisper.whisper.options import DecodeSettings  # noqa: PLC0415  see main
-
-    known = DecodeSettings.__dataclass_fields__
-    try:
-        DecodeSettings.from_options(**{k: v for k, v in vars(options).items() if k in known})
-    except ValueError as error:
-        parser.error(str(error))
-    if not getattr(options, "word_timestamps", False):
-        for name in LAYOUT_OPTIONS:
-            if getattr(options, name):
-                parser.error(f"--{name.replace('_', '-')} needs --word-timestamps True")
-    if options.output_name and len(options.audio) > 1:
-        parser.error("--output-name names the files of one AUDIO; leave it out for several")
-
-
-def _flag(text: str) -> bool:
-    """Read True or False, as mlx_whisper's command does."""
+def _parse_flag(text: str) -> bool:
+    """Return True or False, written as for mlx_whisper's command."""
     if text not in {"True", "False"}:
-        raise argparse.ArgumentTypeError(f"{text!r}: give True or False")
+        raise argparse.ArgumentTypeError(f"unknown value {text!r}; give True or False")
     return text == "True"
 
 
-def _maybe(kind: Callable[[str], float]) -> Callable[[str], float | None]:
-    """Read a number or None, as mlx_whisper's command does."""
+def _parse_language(text: str) -> str:
+    """Return the name of a language as it is; refuse an unknown one."""
+    try:
+        language_code(text)
+    except ValueError as error:
+        names = [*LANGUAGES.values(), *LANGUAGES]
+        nearest = suggest(text.lower(), names, otherwise="")
+        detail = f"unknown language {text!r}; {nearest}" if nearest else str(error)
+        raise argparse.ArgumentTypeError(detail) from error
+    return text
 
-    def read(text: str) -> float | None:
+
+def _optional(kind: Callable[[str], float]) -> Callable[[str], float | None]:
+    """Build a parser of a number or None, written as for mlx_whisper's command."""
+
+    def parse(text: str) -> float | None:
         return None if text == "None" else kind(text)
 
-    return read
+    return parse

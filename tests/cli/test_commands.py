@@ -1,4 +1,4 @@
-"""The command: mlx_whisper's flags and files; text while it is decoded; bars; signals."""
+"""What the commands do: mlx_whisper's files; text while it is decoded; summary, bars, signals."""
 
 from __future__ import annotations
 
@@ -19,17 +19,13 @@ from typing import TYPE_CHECKING, Any
 import mlx_whisper.writers
 import pytest
 
-from fastwhisper.cli import commands
-from fastwhisper.cli.parser import main
 from fastwhisper.engine import threads
-from fastwhisper.errors import AudioError, ModelNotFoundError
-from fastwhisper.session import Session
-from fastwhisper.transcribing.mel import load_audio
+from fastwhisper.errors import AudioError
+from fastwhisper.transcribing.samples import load_audio
 from fastwhisper.transcribing.window_decoder import WindowDecoder
+from tests.helpers.command import run_command as run
 from tests.helpers.reference import import_reference
 from tests.helpers.tiny_models import SPEAKING
-from tests.transcribing.test_mel import wav_bytes
-from tests.transcribing.test_windows import noise, write_babbler
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,45 +34,8 @@ FORMATS = ["txt", "srt", "vtt", "tsv", "json"]
 COMMAND = [sys.executable, "-m", "fastwhisper", "transcribe"]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a one-layer model that says words."""
-    return write_babbler(tmp_path_factory.mktemp("babbler") / "model", multilingual=False)
-
-
-@pytest.fixture(scope="module")
-def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a recording of four seconds."""
-    path = tmp_path_factory.mktemp("audio") / "short.wav"
-    path.write_bytes(wav_bytes(noise(4)))
-    return path
-
-
-@pytest.fixture(scope="module")
-def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a recording of three windows."""
-    path = tmp_path_factory.mktemp("audio") / "long.wav"
-    path.write_bytes(wav_bytes(noise(65)))
-    return path
-
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files go to the working directory unless told otherwise."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-
-
-def run(*arguments: object) -> int:
-    """Run the command in this process; give its exit status."""
-    with pytest.raises(SystemExit) as caught:
-        main([str(argument) for argument in arguments])
-    assert isinstance(caught.value.code, int)
-    return caught.value.code
-
-
 def transcribe_with(model: Path, *arguments: object) -> int:
-    """Run `fastwhisper transcribe` greedily, with a model that says little."""
+    """Run `fastwhisper transcribe` greedily, and return its exit status."""
     return run("transcribe", "--model", model, "--temperature", "0", *arguments)
 
 
@@ -220,12 +179,31 @@ def test_several_files_share_one_load_and_a_bad_one_stops_nothing(
     out, err = capsys.readouterr()
     assert err.count("ready in") == 1
     lines = err.splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 4
     assert "'gone.wav'" in lines[1]
     assert "no such file" in lines[1]
     assert str(noise_file) in lines[2]
+    summary = r"fastwhisper: 4 files: 2 transcribed, 2 failed; 8\.0 s of audio in \d+\.\d s"
+    assert re.fullmatch(summary, lines[3])
     assert listed() == ["short.txt"]
     assert out[: len(out) // 2] * 2 == out
+
+
+def test_summary_of_one_file(model: Path, short: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The last line of stderr says how much audio took how long; stdout has the text alone."""
+    assert transcribe_with(model, "-f", "txt", short) == 0
+    out, err = capsys.readouterr()
+    summary = r"fastwhisper: 1 file transcribed; 4\.0 s of audio in \d+\.\d s"
+    assert re.fullmatch(summary, err.splitlines()[-1])
+    assert out == Path("short.txt").read_text(encoding="utf-8")
+
+
+def test_summary_of_files_that_all_fail(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without audio there is nothing to measure."""
+    assert transcribe_with(model, "gone.wav") == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "fastwhisper: 1 file failed"
+    assert transcribe_with(model, "gone.wav", "lost.wav") == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "fastwhisper: 2 files failed"
 
 
 def test_files_that_cannot_be_written_are_an_error(
@@ -351,119 +329,6 @@ def test_a_reader_who_leaves_is_no_traceback(model: Path, long: Path) -> None:
     assert len(err.splitlines()) == 1
 
 
-# Flags
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ([], "required: AUDIO"),
-        (["a.wav", "--beam-size", "5"], "unrecognized arguments: --beam-size"),
-        (["a.wav", "--output-format", "docx"], "invalid choice: 'docx'"),
-        (["a.wav", "--task", "sing"], "invalid choice: 'sing'"),
-        (["a.wav", "--quant", "int3"], "invalid choice: 'int3'"),
-        (["a.wav", "--word-timestamps", "yes"], "'yes': give True or False"),
-        (["a.wav", "--best-of", "many"], "invalid"),
-        (["a.wav", "--language", "klingon"], "klingon"),
-        (["a.wav", "--temperature", "-1"], "temperature"),
-        (["a.wav", "--clip-timestamps", "a,b"], "clip_timestamps='a,b'"),
-        (["a.wav", "--max-line-width", "20"], "--max-line-width needs --word-timestamps True"),
-        (
-            ["a.wav", "--highlight-words", "True", "--word-timestamps", "False"],
-            "--highlight-words needs --word-timestamps True",
-        ),
-        (["a.wav", "b.wav", "--output-name", "c"], "--output-name names the files of one AUDIO"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_wrong_flags_are_refused_before_anything_is_opened(
-    flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Argparse's own form: the usage, one line, exit 2."""
-    assert run("transcribe", "--model", "no/model", *flags) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("usage: fastwhisper")
-    assert message in err.splitlines()[-1]
-
-
-def test_every_flag_arrives(
-    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Flags become the options of `Session.stream`; what isn't given is left to it."""
-    given: list[dict[str, Any]] = []
-
-    def stream(_: Session, audio: object, **options: Any) -> None:
-        given.append(options)
-        raise AudioError(str(audio), "seen enough")
-
-    monkeypatch.setattr(Session, "stream", stream)
-    none = {"language": None, "task": "transcribe", "seed": None}
-    assert run("transcribe", "--model", model, "a.wav") == 1
-    flags = (
-        "--language Spanish --task translate --seed 3 --temperature 0.5 --best-of 2 "
-        "--length-penalty 0.5 --suppress-tokens=-1,5 --initial-prompt Hello "
-        "--condition-on-previous-text False --compression-ratio-threshold None "
-        "--logprob-threshold -0.5 --no-speech-threshold 0.1 --word-timestamps True "
-        "--prepend-punctuations ( --append-punctuations ) "
-        "--hallucination-silence-threshold 2 --clip-timestamps 1,2"
-    )
-    assert run("transcribe", "--model", model, *flags.split(), "a.wav") == 1
-    assert given == [
-        none,
-        {
-            "language": "Spanish",
-            "task": "translate",
-            "seed": 3,
-            "temperature": 0.5,
-            "best_of": 2,
-            "length_penalty": 0.5,
-            "suppress_tokens": "-1,5",
-            "initial_prompt": "Hello",
-            "condition_on_previous_text": False,
-            "compression_ratio_threshold": None,
-            "logprob_threshold": -0.5,
-            "no_speech_threshold": 0.1,
-            "word_timestamps": True,
-            "prepend_punctuations": "(",
-            "append_punctuations": ")",
-            "hallucination_silence_threshold": 2.0,
-            "clip_timestamps": "1,2",
-        },
-    ]
-
-
-@pytest.mark.parametrize(
-    ("flags", "opened"),
-    [
-        ("", {"model": "large-v3-turbo", "quant": "int4"}),
-        ("--model tiny", {"model": "tiny", "quant": "int4"}),
-        ("--model tiny --quant int8", {"model": "tiny", "quant": "int8"}),
-        ("--model org/name", {"model": "org/name"}),
-        ("--fp16 True --model org/name", {"model": "org/name", "dtype": "float16"}),
-        ("--fp16 False --model org/name", {"model": "org/name", "dtype": "float32"}),
-        ("--model org/name --offline", {"model": "org/name", "offline": True}),
-        ("--model org/name --revision v1", {"model": "org/name", "revision": "v1"}),
-    ],
-)
-def test_what_is_opened(
-    flags: str, opened: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Names of the table are opened at int4; all else as it is, unless told."""
-    seen: dict[str, Any] = {}
-
-    def open_session(model: str, *, options: Any, on_progress: object, **more: Any) -> None:
-        assert on_progress is None
-        seen.update(model=model, **more)
-        for name in ("revision", "offline", "dtype"):
-            if getattr(options, name):
-                seen[name] = getattr(options, name)
-        raise ModelNotFoundError(model, "seen enough")
-
-    monkeypatch.setattr(commands, "open_session", open_session)
-    assert run("transcribe", *flags.split(), "a.wav") == 1
-    assert seen == opened
-
-
 # The other commands
 
 
@@ -488,12 +353,29 @@ def test_pull_of_a_directory_only_describes_it(
 
 
 def test_an_unknown_model_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """A name that is no model is refused by every command that takes one."""
-    for command in (["pull"], ["inspect"], ["transcribe", "a.wav", "--model"]):
+    """A name that is no model is refused by every command that takes one, with the nearest."""
+    for command in (
+        ["pull"],
+        ["inspect"],
+        ["transcribe", "a.wav", "--model"],
+        ["quantize", "--out", "made"],
+    ):
         assert run(*command, "tinny") == 1
         err = capsys.readouterr().err
-        assert err.startswith("fastwhisper: 'tinny' is no model")
-        assert len(err.splitlines()) == 1
+        assert err == "fastwhisper: unknown model 'tinny'; did you mean 'tiny'?\n"
+    assert listed() == []
+
+
+def test_a_name_of_the_table_is_no_directory(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exact name is the table's also where a directory has the same name, as for `open`."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(Path("hub").absolute()))
+    Path("tiny").symlink_to(model)
+    assert run("inspect", "tiny") == 1
+    assert "not on this machine" in capsys.readouterr().err
+    assert run("inspect", "./tiny") == 0
+    assert "path: tiny\n" in capsys.readouterr().out
 
 
 def test_the_cache_is_listed_and_cleared(
