@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +13,11 @@ import pytest
 
 import fastwhisper
 from fastwhisper import ModelNotFoundError
-from fastwhisper.checkpoint.expected import expected_shapes
 from fastwhisper.values import Dimensions
+from tests.helpers.audio import SAMPLE
 from tests.helpers.gates import STAGES
-from tests.helpers.tiny_models import SPEAKING, with_header
+from tests.helpers.sparse_models import write_zeros
+from tests.helpers.tiny_models import SPEAKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,22 +77,6 @@ begun.wait()
 
 WAYS = ["load_model", "asyncio", "trio", "main asyncio", "main trio"]
 """A daemon thread that blocks or runs a loop while the main thread leaves; or the loop leaves."""
-
-
-def write_zeros(directory: Path, dimensions: Dimensions) -> Path:
-    """Write a float16 model of zeros, which as a sparse file takes neither time nor disk."""
-    header: dict[str, object] = {}
-    end = 0
-    for name, shape in expected_shapes(dimensions).items():
-        begin, end = end, end + 2 * math.prod(shape)
-        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [begin, end]}
-    head = with_header(json.dumps(header).encode(), b"")
-    with (directory / "weights.safetensors").open("wb") as file:
-        file.write(head)
-        file.truncate(len(head) + end)
-    config = {"model_type": "whisper", **asdict(dimensions)}
-    (directory / "config.json").write_text(json.dumps(config))
-    return directory
 
 
 @pytest.fixture(scope="module")
@@ -186,10 +169,9 @@ def test_the_command_works_with_stdin_closed(
 ) -> None:
     """The command inspects and transcribes without a stdin."""
     model = tiny_model_dir(dimensions=SPEAKING)
-    sample = Path(__file__).parent / "data" / "sample.ogg"
     run = "from fastwhisper.cli.parser import main; main()"
     output = ["--temperature", "0", "-f", "json", "-o", tmp_path]
-    for arguments in (["inspect", model], ["transcribe", sample, "--model", model, *output]):
+    for arguments in (["inspect", model], ["transcribe", SAMPLE, "--model", model, *output]):
         done = python(run, *map(str, arguments), stdin="<&-")
         assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "sample.json").read_text())["language"] == "en"

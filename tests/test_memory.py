@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import gc
 import json
-import math
 import sys
 import threading
 import weakref
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +17,13 @@ import pytest
 
 import fastwhisper
 from fastwhisper import LoadingFailedError
-from fastwhisper.checkpoint.expected import expected_shapes
 from fastwhisper.engine import threads
 from fastwhisper.engine.threads import Lane
 from fastwhisper.values import Dimensions
 from tests.engine.test_threads import run_python
 from tests.helpers.gates import STAGES, Gate
-from tests.helpers.tiny_models import SPEAKING, with_header
+from tests.helpers.sparse_models import write_zeros
+from tests.helpers.tiny_models import SPEAKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -250,19 +248,7 @@ anyio.run(main)
 @pytest.fixture(scope="module")
 def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give `DEEP`, of zeros: as a sparse file it takes neither time nor disk."""
-    directory = tmp_path_factory.mktemp("deep")
-    header: dict[str, object] = {}
-    end = 0
-    for name, shape in expected_shapes(DEEP).items():
-        begin, end = end, end + 2 * math.prod(shape)
-        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [begin, end]}
-    head = with_header(json.dumps(header).encode(), b"")
-    with (directory / "weights.safetensors").open("wb") as file:
-        file.write(head)
-        file.truncate(len(head) + end)
-    config = {"model_type": "whisper", **asdict(DEEP)}
-    (directory / "config.json").write_text(json.dumps(config))
-    return directory
+    return write_zeros(tmp_path_factory.mktemp("deep"), DEEP)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])

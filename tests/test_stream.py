@@ -22,9 +22,8 @@ import fastwhisper
 from fastwhisper import SessionClosedError
 from fastwhisper.engine import tasks, threads
 from fastwhisper.transcribing.window_decoder import WindowDecoder
-from tests.helpers.tiny_models import SPEAKING
-from tests.transcribing.test_mel import wav_bytes
-from tests.transcribing.test_windows import noise, write_babbler
+from tests.helpers.audio import noise, wav_bytes
+from tests.helpers.tiny_models import SPEAKING, write_babbler
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -75,7 +75,7 @@ def models(
 ) -> tuple[Path, Path]:
     """Give two models that transcribe windows of 0.32 s: all else is as in 30 s, but cheap."""
     for module in ("window_decoder", "windows"):
-        monkeypatch.setattr(f"fastwhisper.{module}.WINDOW_FRAMES", 2 * POSITIONS)
+        monkeypatch.setattr(f"fastwhisper.transcribing.{module}.WINDOW_FRAMES", 2 * POSITIONS)
     monkeypatch.setattr("fastwhisper.loading.stages._WINDOW_POSITIONS", POSITIONS)
     dimensions = replace(SPEAKING, n_audio_ctx=POSITIONS)
     first, second = (tiny_model_dir(dimensions=dimensions, seed=seed) for seed in (0, 1))

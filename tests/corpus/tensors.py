@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from tests.corpus.case import OPENS, Case, change_config, fault, put_bytes, truncate, write_config
+from tests.corpus.case import OPENS, Case, change_config, fault, write_config
+from tests.helpers.sparse_models import write_zeros
 from tests.helpers.tiny_models import (
     SMALLEST,
     make_arrays,
     make_config,
     safetensors_bytes,
-    with_header,
     write_arrays,
 )
 
@@ -193,8 +193,6 @@ def _packed_cases() -> Iterator[Case]:
 
 def _dimensions_that_fit_no_memory(directory: Path) -> None:
     """Describe a network of terabytes, each dimension within its limit, and a file as long."""
-    from fastwhisper.checkpoint.expected import expected_shapes  # noqa: PLC0415 - for this case only
-
     huge = replace(
         SMALLEST,
         n_audio_state=8192,
@@ -204,15 +202,7 @@ def _dimensions_that_fit_no_memory(directory: Path) -> None:
         n_audio_layer=256,
         n_text_layer=256,
     )
-    header, end = {}, 0
-    for name, shape in expected_shapes(huge).items():
-        size = 2 * int(np.prod(shape, dtype=object))
-        header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [end, end + size]}
-        end += size
-    raw = with_header(json.dumps(header).encode(), b"")
-    put_bytes("weights.safetensors", raw)(directory)
-    truncate("weights.safetensors", len(raw) + end)(directory)
-    change_config(**asdict(huge))(directory)
+    write_zeros(directory, huge)
 
 
 def config_cases() -> Iterator[Case]:

@@ -177,7 +177,7 @@ def test_a_forked_child_gets_an_error_instead_of_a_hang() -> None:
         "warnings.simplefilter('ignore')\n"
         "from fastwhisper import errors\n"
         "from fastwhisper.engine import threads\n"
-        "engine.run_blocking(lambda: None, threads.Lane.READ)\n"
+        "threads.run_blocking(lambda: None, threads.Lane.READ)\n"
         "if os.fork() == 0:\n"
         "    try:\n"
         "        threads.run_blocking(lambda: None, threads.Lane.READ)\n"
@@ -197,7 +197,7 @@ def test_leaving_the_interpreter_stops_a_running_job() -> None:
         "def job():\n"
         "    begun.set()\n"
         "    while True: threads.check()\n"
-        "engine.submit(job, threads.Lane.READ)\n"
+        "threads.submit(job, threads.Lane.READ)\n"
         "begun.wait()\n"
     )
     assert (done.returncode, done.stderr) == (0, "")

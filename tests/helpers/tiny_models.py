@@ -6,7 +6,7 @@ import io
 import json
 import struct
 import zipfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import mlx.core as mx
@@ -62,6 +62,9 @@ SPEAKING = Dimensions(
 )
 """For tests that transcribe with it: takes real windows and English tokens, 7 MB."""
 
+MULTILINGUAL = replace(SPEAKING, n_vocab=51865)
+"""As `SPEAKING`, with the tokens of all languages."""
+
 CODES = {
     "float16": "F16",
     "float32": "F32",
@@ -75,6 +78,9 @@ CODES = {
     "bool": "BOOL",
     "bfloat16": "BF16",
 }
+_FIRST_TIME = 50363
+"""The token of 0.00 s in the English vocabulary."""
+
 _CT2_IDS = {"float32": 0, "int8": 1, "int16": 2, "int32": 3, "float16": 4}
 
 
@@ -314,6 +320,24 @@ def write_model(
     if layout == "model.bin":
         config = {"alignment_heads": [[0, 0]], "lang_ids": [50259]}
     return write_arrays(directory, arrays, config, layout=layout, dimensions=dimensions)
+
+
+def write_babbler(directory: Path, *, multilingual: bool, dtype: str = "float32") -> Path:
+    """Write a one-layer model of random weights that says words and times in turn.
+
+    With plain random weights no token is likely, so times would always win: the rules compare
+    the sum of all times with the likeliest word. A larger norm and embedding make single tokens
+    likely, larger rows for times let some of them win, and larger positions keep the model from
+    saying one token again and again.
+    """
+    dimensions = MULTILINGUAL if multilingual else SPEAKING
+    arrays = make_arrays(dimensions, dtype="float32")
+    arrays["decoder.ln.weight"] *= 8
+    arrays["decoder.token_embedding.weight"] *= 3
+    arrays["decoder.positional_embedding"] *= 30
+    arrays["decoder.token_embedding.weight"][_FIRST_TIME:] *= 1.25
+    arrays = {name: array.astype(dtype) for name, array in arrays.items()}
+    return write_arrays(directory, arrays, make_config(dimensions), dimensions=dimensions)
 
 
 def write_arrays(

@@ -13,7 +13,6 @@ import anyio.lowlevel
 import mlx.core as mx
 import mlx_whisper.load_models
 import pytest
-from mlx.utils import tree_flatten
 
 import fastwhisper
 from fastwhisper import (
@@ -33,13 +32,14 @@ from fastwhisper.loading import stages
 from fastwhisper.sources import converted
 from fastwhisper.whisper.params import UNPACK_ROWS
 from tests.helpers.gates import STAGES, Gate
+from tests.helpers.modules import assert_same_module, name_parameters
 from tests.helpers.tiny_models import SMALLEST, SPEAKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from fastwhisper.checkpoint.inspection import Checkpoint
+    from fastwhisper.checkpoint.plan import Checkpoint
     from tests.helpers.tiny_models import LayoutName
 
 pytestmark = pytest.mark.anyio
@@ -49,25 +49,6 @@ pytestmark = pytest.mark.anyio
 def model(tiny_model_dir: Callable[..., Path]) -> Path:
     """Give a one-layer model that can transcribe."""
     return tiny_model_dir(dimensions=SPEAKING)
-
-
-def flat(module: Any) -> dict[str, mx.array]:
-    """Name every parameter of a module."""
-    return dict(tree_flatten(module.parameters()))
-
-
-def assert_same_module(ours: Any, theirs: Any) -> None:
-    """Compare two modules array for array, dtype for dtype."""
-    mine, upstream = flat(ours), flat(theirs)
-    assert mine.keys() == upstream.keys()
-    for name, array in upstream.items():
-        assert mine[name].dtype == array.dtype, name
-        assert mine[name].shape == array.shape, name
-        assert bool(mx.array_equal(mine[name], array)), name
-    for part, name in (("encoder", "_positional_embedding"), ("decoder", "_mask")):
-        mine_hidden, theirs_hidden = ours[part][name], theirs[part][name]
-        assert mine_hidden.dtype == theirs_hidden.dtype
-        assert bool(mx.array_equal(mine_hidden, theirs_hidden))
 
 
 async def test_gives_a_ready_result(model: Path) -> None:
@@ -168,13 +149,13 @@ async def test_the_second_open_reads_the_converted_copy(
             is_converted.set()
 
     async with fastwhisper.open(directory, on_progress=note) as session:
-        first = flat(session.result.model)
+        first = name_parameters(session.result.model)
         await is_converted.wait()
         while not converted.entries():
             await anyio.lowlevel.checkpoint()
     assert stages.inspect(directory).path.parent == cache_directory
     result = await fastwhisper.load(directory)
-    second = flat(result.model)
+    second = name_parameters(result.model)
     assert result.path == directory
     assert first.keys() == second.keys()
     assert all(bool(mx.array_equal(first[name], second[name])) for name in first)
@@ -291,7 +272,11 @@ async def test_casts_floating_parameters_to_the_compute_dtype(
     """Weights, scales and biases are of the dtype asked for; packed weights stay as they are."""
     directory = tiny_model_dir(dimensions=SPEAKING, precision=precision)
     result = await fastwhisper.load(directory, dtype=dtype)
-    kinds = {array.dtype for name, array in flat(result.model).items() if name != "alignment_heads"}
+    kinds = {
+        array.dtype
+        for name, array in name_parameters(result.model).items()
+        if name != "alignment_heads"
+    }
     packed = {mx.uint32} if precision == "int4" else set()
     assert kinds == {getattr(mx, dtype)} | packed
 

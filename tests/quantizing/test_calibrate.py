@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
 
-import fastwhisper
-from fastwhisper.quantizing.calibrate import Heard, Rounded, calibrate, round_plainly
+from fastwhisper.quantizing.calibrate import (
+    CalibrationWindow,
+    QuantizedLayer,
+    calibrate,
+    round_layers,
+)
 from fastwhisper.quantizing.recipe import choose_precision
 from fastwhisper.values import Dimensions, ModulePrecision, Quantization
+from tests.helpers.modules import load_by_hand, name_parameters
 from tests.helpers.tiny_models import write_model
 
 if TYPE_CHECKING:
@@ -33,7 +37,8 @@ SMALL = Dimensions(
     n_text_layer=2,
 )
 THREE_BITS = {
-    name: ModulePrecision(3, 64) for name in choose_precision(SMALL, Quantization.INT4, share=0.9)
+    name: ModulePrecision(3, 64)
+    for name in choose_precision(SMALL, Quantization.INT4, size_ratio=0.9)
 }
 
 
@@ -43,28 +48,18 @@ def directory(tmp_path: Path) -> Path:
     return write_model(tmp_path / "model", dimensions=SMALL, dtype="float32")
 
 
-def load(directory: Path) -> Whisper:
-    """Load a network of our own: calibration changes it."""
-    checkpoint = fastwhisper.inspect_checkpoint(directory)
-    module = fastwhisper.build_module(checkpoint)
-    fastwhisper.apply_params(
-        module, {k: v for group in fastwhisper.read_shards(checkpoint) for k, v in group.items()}
-    )
-    return module
-
-
-def windows(network: Whisper, count: int, *, seed: int = 0) -> list[Heard]:
+def windows(network: Whisper, count: int, *, seed: int = 0) -> list[CalibrationWindow]:
     """Make noise, and tokens that have nothing to do with it."""
     rng = np.random.default_rng(seed)
     heard = []
     for _ in range(count):
         mel = mx.array(rng.standard_normal((2 * SMALL.n_audio_ctx, 80)).astype(np.float32))
         tokens = tuple(rng.integers(0, SMALL.n_vocab, 24).tolist())
-        heard.append(Heard(mel, network.encoder(mel[None])[0], tokens))
+        heard.append(CalibrationWindow(mel, network.encoder(mel[None])[0], tokens))
     return heard
 
 
-def logits(network: Whisper, heard: Heard) -> mx.array:
+def logits(network: Whisper, heard: CalibrationWindow) -> mx.array:
     """Compute what the network thinks of each token. Shape (1, tokens, vocabulary)."""
     return network(heard.mel[None], mx.array([heard.tokens]))
 
@@ -77,7 +72,7 @@ def off(network: Whisper, exact: Whisper) -> float:
     )
 
 
-def restored(rounded: Rounded) -> mx.array:
+def restored(rounded: QuantizedLayer) -> mx.array:
     """Let MLX unpack a module's weight. Shape (rows, columns), float32."""
     packed = rounded.packed
     return mx.dequantize(
@@ -95,7 +90,7 @@ def go_on() -> None:
 
 def test_every_module_comes_once(directory: Path) -> None:
     """All modules that have a precision are given, each once, in their shapes."""
-    network = load(directory)
+    network = load_by_hand(directory)
     given = list(calibrate(network, windows(network, 2), THREE_BITS, check=go_on))
     assert sorted(rounded.name for rounded in given) == sorted(THREE_BITS)
     for rounded in given:
@@ -109,9 +104,9 @@ def test_every_module_comes_once(directory: Path) -> None:
 
 def test_the_network_becomes_what_is_given(directory: Path) -> None:
     """After calibration the network's weights are what MLX unpacks of the given ones."""
-    network = load(directory)
+    network = load_by_hand(directory)
     given = list(calibrate(network, windows(network, 2), THREE_BITS, check=go_on))
-    weights = dict(tree_flatten(network.parameters()))
+    weights = name_parameters(network)
     for rounded in given:
         np.testing.assert_allclose(weights[f"{rounded.name}.weight"], restored(rounded), atol=1e-5)
         if rounded.bias is not None:
@@ -120,10 +115,10 @@ def test_the_network_becomes_what_is_given(directory: Path) -> None:
 
 def test_calibrating_beats_plain_rounding(directory: Path) -> None:
     """On other noise than it was calibrated on, the network is nearer to the exact one."""
-    exact, calibrated, plain = (load(directory) for _ in range(3))
+    exact, calibrated, plain = (load_by_hand(directory) for _ in range(3))
     for _ in calibrate(calibrated, windows(exact, 24), THREE_BITS, check=go_on):
         pass
-    for rounded in round_plainly(load(directory), THREE_BITS, check=go_on):
+    for rounded in round_layers(load_by_hand(directory), THREE_BITS, check=go_on):
         layer: Any = plain
         for name in rounded.name.split("."):
             layer = layer[int(name)] if name.isdigit() else getattr(layer, name)
@@ -141,8 +136,8 @@ def test_it_asks_before_each_step(directory: Path) -> None:
         if asked == 40:
             raise KeyboardInterrupt
 
-    given: list[Rounded] = []
-    network = load(directory)
+    given: list[QuantizedLayer] = []
+    network = load_by_hand(directory)
     heard = windows(network, 2)
     with pytest.raises(KeyboardInterrupt):
         given.extend(calibrate(network, heard, THREE_BITS, check=check))
@@ -151,9 +146,9 @@ def test_it_asks_before_each_step(directory: Path) -> None:
 
 def test_noise_of_nothing_is_taken(directory: Path) -> None:
     """Silence, whose inputs hardly vary, calibrates without a number that is not finite."""
-    network = load(directory)
+    network = load_by_hand(directory)
     mel = mx.zeros((2 * SMALL.n_audio_ctx, 80))
-    silence = [Heard(mel, network.encoder(mel[None])[0], (0, 0, 0))]
+    silence = [CalibrationWindow(mel, network.encoder(mel[None])[0], (0, 0, 0))]
     for rounded in calibrate(network, silence, THREE_BITS, check=go_on):
         assert np.isfinite(rounded.packed.scales).all()
         assert np.isfinite(rounded.packed.biases).all()

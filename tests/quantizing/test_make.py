@@ -10,7 +10,6 @@ import mlx.core as mx
 import mlx_whisper.load_models
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
 from safetensors.numpy import load_file
 
 import fastwhisper
@@ -18,11 +17,11 @@ from fastwhisper.engine import threads
 from fastwhisper.engine.threads import Lane
 from fastwhisper.errors import InvalidModelFormatError, QuantizedModelNotAvailableError
 from fastwhisper.loading import stages
-from fastwhisper.quantizing import make
-from fastwhisper.quantizing.calibrate import Heard
+from fastwhisper.quantizing import make, quantizer
+from fastwhisper.quantizing.calibrate import CalibrationWindow
 from fastwhisper.values import ModulePrecision, Progress, Quantization
+from tests.helpers.modules import assert_same_module, name_parameters
 from tests.helpers.tiny_models import SMALLEST, make_arrays, make_config, write_arrays, write_model
-from tests.loading.test_load import assert_same_module
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,19 +32,19 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 
-def mumble(model: Whisper) -> Iterator[Heard]:
+def mumble(model: Whisper) -> Iterator[CalibrationWindow]:
     """Stand in for speech: two windows of noise that fit any dimensions."""
     rng = np.random.default_rng(0)
     for _ in range(2):
         shape = (2 * model.dims.n_audio_ctx, model.dims.n_mels)
         mel = mx.array(rng.standard_normal(shape).astype(np.float32))
-        yield Heard(mel, model.encoder(mel[None])[0], (1, 2, 3, 4, 5))
+        yield CalibrationWindow(mel, model.encoder(mel[None])[0], (1, 2, 3, 4, 5))
 
 
 @pytest.fixture(autouse=True)
 def noise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the small models hear noise, as speech is too long for them, and write no text."""
-    monkeypatch.setattr(make, "_hear", mumble)
+    monkeypatch.setattr(quantizer, "read_calibration_windows", mumble)
     monkeypatch.setattr(stages, "require_text", lambda _: None)
 
 
@@ -64,7 +63,7 @@ async def test_what_is_written_opens_on_the_fast_path(
     assert await make.quantize(source, out=out, quant=Quantization(quant), share=0.5) == out
     written = load_file(out / "weights.safetensors")
     async with fastwhisper.open(out) as session:
-        opened = dict(tree_flatten(session.result.model.parameters()))
+        opened = name_parameters(session.result.model)
         assert session.result.path == out
         assert fastwhisper.inspect_checkpoint(out).layout == "safetensors"
         for name, array in written.items():
@@ -91,7 +90,7 @@ async def test_mixed_precision_is_in_the_config(
             write_model(tmp_path / "int8", dimensions=SMALLEST, precision="int8")
         ).precision
     }
-    monkeypatch.setattr(make, "choose_precision", lambda *_, **__: mixed)
+    monkeypatch.setattr(quantizer, "choose_precision", lambda *_, **__: mixed)
     out = await make.quantize(source, out=tmp_path / "out")
     said = json.loads((out / "config.json").read_text())["quantization"]
     assert said == {
@@ -132,7 +131,7 @@ async def test_progress_counts_every_module(source: Path, tmp_path: Path) -> Non
 async def test_a_directory_that_exists_is_left_alone(source: Path, tmp_path: Path) -> None:
     """Nothing is overwritten, and nothing is loaded first."""
     (tmp_path / "out").mkdir()
-    with pytest.raises(FileExistsError, match="name a directory to make"):
+    with pytest.raises(FileExistsError, match="exists; name a directory"):
         await make.quantize(source, out=tmp_path / "out")
 
 
@@ -185,7 +184,7 @@ async def test_a_failed_write_leaves_nothing(
     def fail(path: Path) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(make, "_sync", fail)
+    monkeypatch.setattr(quantizer, "_sync", fail)
     with pytest.raises(OSError, match="No space left"):
         await make.quantize(source, out=tmp_path / "out", quant="int8")
     assert left(tmp_path) == []

@@ -10,10 +10,10 @@ from fastwhisper.checkpoint.config import check_quantization
 from fastwhisper.checkpoint.expected import expected_shapes
 from fastwhisper.checkpoint.word_loss import word_error_cost
 from fastwhisper.quantizing.recipe import (
-    INT4_SHARE,
+    INT4_SIZE_RATIO,
     choose_precision,
+    compute_size_ratio,
     describe_precision,
-    share_of_float16,
 )
 from fastwhisper.values import Dimensions, ModulePrecision, Quantization, WhisperModel
 from tests.helpers.tiny_models import SMALLEST
@@ -39,7 +39,7 @@ def dimensions(request: pytest.FixtureRequest) -> Dimensions:
 def test_int4_keeps_to_its_share(dimensions: Dimensions) -> None:
     """For every model int4 is at most 35 % of the bytes, and no less than it may be."""
     precision = choose_precision(dimensions, Quantization.INT4)
-    assert 0.25 < share_of_float16(dimensions, precision) <= INT4_SHARE
+    assert 0.25 < compute_size_ratio(dimensions, precision) <= INT4_SIZE_RATIO
 
 
 def test_every_matrix_is_quantized(dimensions: Dimensions) -> None:
@@ -62,7 +62,9 @@ def test_int8_is_eight_bits(dimensions: Dimensions) -> None:
 def test_more_bytes_never_mean_fewer_bits(dimensions: Dimensions) -> None:
     """A larger share gives at least as many bytes."""
     shares = [
-        share_of_float16(dimensions, choose_precision(dimensions, Quantization.INT4, share=most))
+        compute_size_ratio(
+            dimensions, choose_precision(dimensions, Quantization.INT4, size_ratio=most)
+        )
         for most in (0.31, 0.35, 0.4, 0.45, 0.5, 0.6)
     ]
     assert shares == sorted(shares)
@@ -71,12 +73,12 @@ def test_more_bytes_never_mean_fewer_bits(dimensions: Dimensions) -> None:
 def test_too_small_a_share_says_what_is_needed() -> None:
     """The error names the smallest share that can be had."""
     with pytest.raises(ValueError, match=r"needs [0-9.]+%"):
-        choose_precision(SMALLEST, Quantization.INT4, share=0.05)
+        choose_precision(SMALLEST, Quantization.INT4, size_ratio=0.05)
 
 
 def test_groups_fit_widths_that_are_no_multiple(dimensions: Dimensions) -> None:
     """A network 64 wide gets groups of at most 64."""
-    precision = choose_precision(SMALLEST, Quantization.INT4, share=0.6)
+    precision = choose_precision(SMALLEST, Quantization.INT4, size_ratio=0.6)
     assert all(how.group_size <= 64 for how in precision.values())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Final
 
@@ -14,6 +13,7 @@ from bench.models import DIMENSIONS, tensors
 from fastwhisper.loading import stages
 from fastwhisper.sources import find
 from fastwhisper.values import LoadOptions, Quantization, WhisperModel
+from tests.helpers.sparse_models import write_sparse_npz, write_sparse_safetensors
 from tests.helpers.tiny_models import SPEAKING, write_model
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ SIZES_GB: Final = {
     "tiny": 0.075, "base": 0.144, "small": 0.483, "medium": 1.53,
     "large-v3-turbo": 1.61, "large-v3": 3.09,
 }  # fmt: skip
-
-Tensor = tuple[str, str, tuple[int, ...]]
 
 
 def cells() -> list[tuple[str, str]]:
@@ -67,55 +65,6 @@ def write_sparse(snapshot: Path, model: str, quant: str) -> None:
     else:
         name = "weights.safetensors" if bits is None else "model.safetensors"
         write_sparse_safetensors(snapshot / name, listed)
-
-
-def size_of(tensor: Tensor) -> int:
-    """Count the bytes of a tensor."""
-    count = 4 if tensor[1] == "U32" else 2
-    for length in tensor[2]:
-        count *= length
-    return count
-
-
-def write_sparse_safetensors(path: Path, listed: list[Tensor]) -> None:
-    """Write a header, and a hole for the data."""
-    header: dict[str, object] = {}
-    end = 0
-    for tensor in listed:
-        header[tensor[0]] = {
-            "dtype": tensor[1],
-            "shape": tensor[2],
-            "data_offsets": [end, end + size_of(tensor)],
-        }
-        end += size_of(tensor)
-    encoded = json.dumps(header).encode()
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(encoded)) + encoded)
-        file.truncate(8 + len(encoded) + end)
-
-
-def write_sparse_npz(path: Path, listed: list[Tensor]) -> None:
-    """Write a stored zip by hand: each member a npy header and a hole."""
-    directory = b""
-    with path.open("wb") as file:
-        for tensor in listed:
-            name = f"{tensor[0]}.npy".encode()
-            descr = {"U32": "<u4", "F16": "<f2"}[tensor[1]]
-            text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {tensor[2]}, }}"
-            text += " " * (-(10 + len(text) + 1) % 64) + "\n"
-            npy = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
-            size, offset = len(npy) + size_of(tensor), file.tell()
-            fields = struct.pack("<HHHHHIIIHH", 20, 0, 0, 0, 33, 0, size, size, len(name), 0)
-            file.write(b"PK\x03\x04" + fields + name + npy)
-            file.seek(size_of(tensor), 1)
-            directory += b"PK\x01\x02" + struct.pack("<H", 20) + fields
-            directory += struct.pack("<HHHII", 0, 0, 0, 0, offset) + name
-        begin = file.tell()
-        file.write(directory)
-        count = len(listed)
-        file.write(
-            b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, count, count, len(directory), begin, 0)
-        )
 
 
 @pytest.fixture

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from mlx_whisper.transcribe import ModelHolder, transcribe
 
-from fastwhisper.transcribing.mel import load_audio, open_mel
+from fastwhisper.transcribing.mel import open_mel
+from fastwhisper.transcribing.samples import load_audio
 from fastwhisper.transcribing.windows import summarize, transcribe_windows
 from fastwhisper.whisper.options import DecodeSettings
-from tests.real.conftest import SENTENCE
+from tests.helpers.audio import SENTENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,7 +55,7 @@ def assert_same(ours: Transcription, theirs: dict[str, Any]) -> None:
 
 
 def test_words_of_a_file_equal_upstreams(
-    tiny_en_directory: Callable[[str, str], Path], sample: Path
+    tiny_en_directory: Callable[..., Path], sample: Path
 ) -> None:
     """A compressed file, decoded as a stream, gives upstream's words and their times."""
     directory = tiny_en_directory("float16", "weights.safetensors")
@@ -72,7 +73,7 @@ def test_words_of_a_file_equal_upstreams(
 
 
 def test_a_prompted_second_window_equals_upstreams(
-    tiny_en_directory: Callable[[str, str], Path], sample: Path
+    tiny_en_directory: Callable[..., Path], sample: Path
 ) -> None:
     """Speech over more than one window: conditioned on an initial prompt and the text before."""
     directory = tiny_en_directory("float16", "weights.safetensors")

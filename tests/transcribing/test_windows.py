@@ -3,62 +3,27 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-import fastwhisper
 from fastwhisper.transcribing.mel import open_mel
 from fastwhisper.transcribing.windows import Window, summarize, transcribe_windows
 from fastwhisper.values import Segment, Transcription
 from fastwhisper.whisper.options import DecodeSettings
+from tests.helpers.audio import noise
+from tests.helpers.modules import load_by_hand
 from tests.helpers.reference import import_reference
-from tests.helpers.tiny_models import SPEAKING, make_arrays, make_config, write_arrays
+from tests.helpers.tiny_models import write_babbler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from fastwhisper.transcribing.mel import MelAudio
-    from fastwhisper.values import DtypeName
     from fastwhisper.whisper.network import Whisper
-
-ENGLISH = SPEAKING
-MULTILINGUAL = replace(SPEAKING, n_vocab=51865)
-
-
-FIRST_TIME = 50363
-"""The token of 0.00 s in the English vocabulary."""
-
-
-def write_babbler(directory: Path, *, multilingual: bool, dtype: str = "float32") -> Path:
-    """Write a one-layer model of random weights that says words and times in turn.
-
-    Of evenly likely tokens the timestamps, which are taken together, would always win;
-    and without strong positions it would repeat itself.
-    """
-    dimensions = MULTILINGUAL if multilingual else ENGLISH
-    arrays = make_arrays(dimensions, dtype="float32")
-    arrays["decoder.ln.weight"] *= 8
-    arrays["decoder.token_embedding.weight"] *= 3
-    arrays["decoder.positional_embedding"] *= 30
-    arrays["decoder.token_embedding.weight"][FIRST_TIME:] *= 1.25
-    arrays = {name: array.astype(dtype) for name, array in arrays.items()}
-    return write_arrays(directory, arrays, make_config(dimensions), dimensions=dimensions)
-
-
-def load_ours(directory: Path, dtype: DtypeName) -> Whisper:
-    """Load a model with the pure functions."""
-    checkpoint = fastwhisper.inspect_checkpoint(directory)
-    module = fastwhisper.build_module(checkpoint, dtype=dtype)
-    params: dict[str, mx.array] = {}
-    for group in fastwhisper.read_shards(checkpoint):
-        params.update(group)
-    fastwhisper.apply_params(module, params)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -74,19 +39,13 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
 @pytest.fixture(scope="module")
 def models(directories: dict[bool, Path]) -> dict[bool, Whisper]:
     """Load the babbling models, in float32."""
-    return {key: load_ours(path, "float32") for key, path in directories.items()}
+    return {key: load_by_hand(path, "float32") for key, path in directories.items()}
 
 
 @pytest.fixture(scope="module")
 def english(models: dict[bool, Whisper]) -> Whisper:
     """Give the one that knows no language tokens."""
     return models[False]
-
-
-def noise(seconds: float) -> np.ndarray:
-    """Make noise that swells and fades. Shape (samples,), float32."""
-    samples = np.random.default_rng(7).normal(0, 0.1, round(seconds * 16_000))
-    return (samples * np.sin(np.arange(len(samples)) / 9000)).astype(np.float32)
 
 
 def go_on() -> None:
@@ -388,7 +347,7 @@ def test_float16_equals_upstreams(tmp_path: Path) -> None:
     expected = import_reference().transcribe(
         samples, path_or_hf_repo=str(directory), fp16=True, **options
     )
-    model = load_ours(directory, "float16")
+    model = load_by_hand(directory, "float16")
     windows = list(windows_of(model, open_mel(samples, n_mels=80), fp16=True, **options))
     assert as_upstream(summarize(windows, duration_s=5)) == expected
 
