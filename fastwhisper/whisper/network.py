@@ -1,10 +1,10 @@
 """Whisper's network as an MLX module.
 
-The attributes have the names of a checkpoint's tensors. A new network has no weights: each
-parameter is a lazy array of zeros, which takes no memory until it is replaced.
+The attributes have the names of a checkpoint's tensors. A new network has no weights: its
+parameters are lazy arrays of zeros, as layers.py says.
 
-This is the plain form of the network, and the reference for every faster one: the same operations
-in the same order as mlx_whisper 0.4.3, so that results are equal to the last bit.
+This is the plain form of the network, and the reference for every faster form. It computes the
+same operations in the same order as mlx_whisper 0.4.3, so results are equal to the last bit.
 
 Source:
     Radford et al. 2022, section 2.2; parameter names of MLX checkpoints.
@@ -13,129 +13,36 @@ Source:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import mlx.core as mx
 from mlx import nn
 
 from fastwhisper.whisper.languages import count_languages, is_multilingual
+from fastwhisper.whisper.layers import Conv1d, Embedding, Linear, Packing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from fastwhisper.values import Dimensions, ModulePrecision
 
-__all__ = ["KeyValues", "Whisper"]
+__all__ = ["AudioEncoder", "Block", "KeyValues", "TextDecoder", "Whisper", "compute_sinusoids"]
 
-
-@dataclass(frozen=True, slots=True)
-class Packing:
-    """How a weight is packed into words of 32 bits.
-
-    Attributes:
-        bits: Bits of one element.
-        group_size: Elements that share a scale and a bias.
-        unpack_rows: Inputs of this many rows and more are multiplied with the unpacked weight;
-            None never unpacks.
-    """
-
-    bits: int
-    group_size: int
-    unpack_rows: int | None
+_MAX_TIMESCALE: Final = 10_000
 
 
 class KeyValues(NamedTuple):
-    """What one decoder layer computed and needs again for the next token.
+    """The keys and values of one decoder block, which the next token needs again.
 
     Attributes:
-        text: Keys and values of the tokens so far. Two arrays of shape (batch, tokens, state).
-        audio: Keys and values of the encoded audio. Two arrays of shape (batch, 1500, state).
+        text: Keys and values of the tokens so far. Two arrays of shape (batch, tokens, state), of
+            the network's dtype.
+        audio: Keys and values of the encoded audio. Two arrays of shape (batch, 1500, state), of
+            the network's dtype.
     """
 
     text: tuple[mx.array, mx.array]
     audio: tuple[mx.array, mx.array]
-
-
-class _Matrix(nn.Module):
-    """A weight, plain or packed: itself, or its packed words with their scales and biases."""
-
-    weight: mx.array
-    scales: mx.array
-    biases: mx.array
-
-    def __init__(self, rows: int, columns: int, packing: Packing | None) -> None:
-        super().__init__()
-        self.packing = packing
-        if packing is None:
-            self.weight = mx.zeros((rows, columns))
-        else:
-            self.weight = mx.zeros((rows, columns * packing.bits // 32), mx.uint32)
-            self.scales = mx.zeros((rows, columns // packing.group_size))
-            self.biases = mx.zeros((rows, columns // packing.group_size))
-
-    def multiply(self, x: mx.array, bias: mx.array | None = None) -> mx.array:
-        """Compute x @ weight.T + bias. Shapes (..., columns) and (..., rows)."""
-        packing = self.packing
-        weight = self.weight
-        if packing is not None:
-            if packing.unpack_rows is None or x.size // x.shape[-1] < packing.unpack_rows:
-                product = mx.quantized_matmul(
-                    x,
-                    weight,
-                    self.scales,
-                    self.biases,
-                    group_size=packing.group_size,
-                    bits=packing.bits,
-                )
-                return product if bias is None else product + bias
-            weight = _unpack(weight, self.scales, self.biases, packing)
-        # One operation: in float16 a product that is rounded before the sum is another sum.
-        return x @ weight.T if bias is None else mx.addmm(bias, x, weight.T)
-
-
-class Linear(_Matrix):
-    """A linear layer with a plain or a packed weight."""
-
-    def __init__(
-        self, inputs: int, outputs: int, packing: Packing | None, *, bias: bool = True
-    ) -> None:
-        super().__init__(outputs, inputs, packing)
-        if bias:
-            self.bias = mx.zeros((outputs,))
-
-    def __call__(self, x: mx.array) -> mx.array:
-        """Map inputs to outputs. Shapes (..., inputs) and (..., outputs)."""
-        return self.multiply(x, self.get("bias"))
-
-
-class Embedding(_Matrix):
-    """The token embedding, which is also the output layer."""
-
-    def __call__(self, tokens: mx.array) -> mx.array:
-        """Look tokens up. Shapes (batch, n), int32, and (batch, n, state)."""
-        rows = self.weight[tokens]
-        if self.packing is None:
-            return rows
-        return _unpack(rows, self.scales[tokens], self.biases[tokens], self.packing)
-
-    def as_linear(self, x: mx.array) -> mx.array:
-        """Compute logits. Shapes (..., state) and (..., vocabulary)."""
-        return self.multiply(x)
-
-
-class Conv1d(nn.Module):
-    """A convolution of width 3 that keeps the length, but for its stride."""
-
-    def __init__(self, inputs: int, outputs: int, *, stride: int = 1) -> None:
-        super().__init__()
-        self.weight = mx.zeros((outputs, _WIDTH, inputs))
-        self.bias = mx.zeros((outputs,))
-        self.stride = stride
-
-    def __call__(self, x: mx.array) -> mx.array:
-        """Convolve. Shapes (batch, n, inputs) and (batch, n / stride, outputs)."""
-        return mx.conv1d(x, self.weight, stride=self.stride, padding=_WIDTH // 2) + self.bias
 
 
 class Attention(nn.Module):
@@ -150,13 +57,13 @@ class Attention(nn.Module):
     def __call__(
         self, x: mx.array, keys: mx.array, values: mx.array, mask: mx.array | None = None
     ) -> tuple[mx.array, mx.array]:
-        """Attend from `x` to keys and values.
+        """Compute the attention of `x` to keys and values. All arrays have the network's dtype.
 
         Args:
             x: Shape (batch, n, state).
             keys: What `self.key` returned. Shape (batch, m, state).
             values: What `self.value` returned. Shape (batch, m, state).
-            mask: Added to the scores. Shape (n, m).
+            mask: Is added to the scores. Shape (n, m).
 
         Returns:
             The output, shape (batch, n, state), and the scores before the softmax, shape
@@ -169,7 +76,7 @@ class Attention(nn.Module):
     def mix(
         self, query: mx.array, keys: mx.array, values: mx.array, mask: mx.array | None = None
     ) -> tuple[mx.array, mx.array]:
-        """Mix the values, without the output layer. Shapes as in `__call__`."""
+        """Return the weighted values, before the output layer, and the scores; see `__call__`."""
         batch, length, state = query.shape
         scale = (state // self.heads) ** -0.25
         q = self._split(query).transpose(0, 2, 1, 3) * scale
@@ -182,12 +89,12 @@ class Attention(nn.Module):
         return mixed.transpose(0, 2, 1, 3).reshape(batch, length, state), scores
 
     def _split(self, x: mx.array) -> mx.array:
-        """Split the state into heads. Returns shape (batch, n, heads, 64)."""
+        """Split the state into heads. Returns shape (batch, n, heads, state / heads)."""
         return x.reshape(*x.shape[:2], self.heads, -1)
 
 
 class Block(nn.Module):
-    """One layer: self-attention, in the decoder attention to the audio, feed-forward."""
+    """One block: self-attention, in the decoder also attention to the audio, feed-forward."""
 
     def __init__(
         self,
@@ -209,7 +116,7 @@ class Block(nn.Module):
         self.mlp_ln = nn.LayerNorm(state)
 
     def encode(self, x: mx.array) -> mx.array:
-        """Pass audio through the layer. Shape (batch, positions, state)."""
+        """Compute the block's output for audio. Shape (batch, positions, state)."""
         h = self.attn_ln(x)
         x = x + self.attn(h, self.attn.key(h), self.attn.value(h))[0]
         return x + self._feed_forward(x)
@@ -217,38 +124,39 @@ class Block(nn.Module):
     def decode(
         self, x: mx.array, audio: mx.array, mask: mx.array, cache: KeyValues | None
     ) -> tuple[mx.array, KeyValues, mx.array]:
-        """Pass tokens through the layer.
+        """Compute the block's output for tokens. All arrays have the network's dtype.
 
         Args:
             x: Shape (batch, n, state).
             audio: The encoded audio. Shape (batch, 1500, state).
-            mask: Keeps a token from those after it. Shape (n, n).
-            cache: Of the tokens before; None at the first token.
+            mask: Hides from each token the tokens after it. Shape (n, n).
+            cache: The cache of the tokens before; None at the first tokens.
 
         Returns:
             The output, shape (batch, n, state); the cache for the next token; and the scores of
-            the audio, shape (batch, heads, n, 1500).
+            the attention to the audio, shape (batch, heads, n, 1500).
         """
         h = self.attn_ln(x)
         keys, values = self.attn.key(h), self.attn.value(h)
         if cache is None:
-            heard = self.cross_attn.key(audio), self.cross_attn.value(audio)
+            audio_pair = self.cross_attn.key(audio), self.cross_attn.value(audio)
         else:
             keys = mx.concatenate([cache.text[0], keys], axis=1)
             values = mx.concatenate([cache.text[1], values], axis=1)
-            heard = cache.audio
+            audio_pair = cache.audio
         x = x + self.attn(h, keys, values, mask)[0]
-        mixed, scores = self.cross_attn(self.cross_attn_ln(x), *heard)
+        mixed, scores = self.cross_attn(self.cross_attn_ln(x), *audio_pair)
         x = x + mixed
-        return x + self._feed_forward(x), KeyValues((keys, values), heard), scores
+        return x + self._feed_forward(x), KeyValues((keys, values), audio_pair), scores
 
     def _feed_forward(self, x: mx.array) -> mx.array:
+        """Compute the feed-forward branch. Shape (batch, n, state)."""
         out: mx.array = self.mlp2(nn.gelu(self.mlp1(self.mlp_ln(x))))
         return out
 
 
 class AudioEncoder(nn.Module):
-    """Log-mel audio to features."""
+    """The encoder: log-mel audio -> features."""
 
     def __init__(self, dims: Dimensions, packings: Mapping[str, Packing], dtype: mx.Dtype) -> None:
         super().__init__()
@@ -256,7 +164,7 @@ class AudioEncoder(nn.Module):
         self.conv1 = Conv1d(dims.n_mels, state)
         self.conv2 = Conv1d(state, state, stride=2)
         self._positional_embedding = compute_sinusoids(dims.n_audio_ctx, state).astype(dtype)
-        # Its sines take longer than all else here, so they begin now.
+        # Computing the sines takes longer than the rest of this method, so it starts now.
         mx.async_eval(self._positional_embedding)  # type: ignore[no-untyped-call]
         self.blocks = [
             Block(state, dims.n_audio_head, f"encoder.blocks.{layer}", packings, is_decoder=False)
@@ -268,11 +176,10 @@ class AudioEncoder(nn.Module):
         """Encode windows.
 
         Args:
-            mel: Scaled log10 energies, as `log_mel` returns them. Shape (batch, 3000, n_mels),
-                of the network's dtype.
+            mel: Scaled log10 energies. Shape (batch, 3000, n_mels), of the network's dtype.
 
         Returns:
-            Shape (batch, 1500, state), of the same dtype.
+            The features. Shape (batch, 1500, state), of the same dtype.
         """
         x = self.embed(mel)
         for block in self.blocks:
@@ -281,13 +188,13 @@ class AudioEncoder(nn.Module):
         return features
 
     def embed(self, mel: mx.array) -> mx.array:
-        """Compute the input of the first block. Shapes as in `__call__`."""
+        """Compute the input of the first block. Shapes and dtype as in `__call__`."""
         x: mx.array = nn.gelu(self.conv2(nn.gelu(self.conv1(mel))))
         return x + self._positional_embedding
 
 
 class TextDecoder(nn.Module):
-    """Tokens and audio features to logits."""
+    """The decoder: tokens and features -> logits."""
 
     def __init__(self, dims: Dimensions, packings: Mapping[str, Packing], dtype: mx.Dtype) -> None:
         super().__init__()
@@ -310,13 +217,14 @@ class TextDecoder(nn.Module):
         """Compute the logits of the tokens that may come next.
 
         Args:
-            tokens: The first tokens of a text, or one more. Shape (batch, n), int32.
-            audio: The encoded audio. Shape (batch or 1, 1500, state).
+            tokens: The first tokens of a text, or the next token. Shape (batch, n), int32.
+            audio: The encoded audio. Shape (batch or 1, 1500, state), of the network's dtype.
             cache: What the call for the tokens before returned; None at the first tokens.
 
         Returns:
-            Logits, shape (batch, n, n_vocab); the cache for the next call; and of each layer the
-            scores of the audio, shape (batch, heads, n, 1500). All of the dtype of `audio`.
+            Logits, shape (batch, n, n_vocab); the cache for the next call; and for each block the
+            scores of the attention to the audio, shape (batch, heads, n, 1500). All have the
+            network's dtype.
         """
         length = tokens.shape[1]
         x = self.embed(tokens, start=0 if cache is None else cache[0].text[0].shape[1])
@@ -324,14 +232,23 @@ class TextDecoder(nn.Module):
         following: list[KeyValues] = []
         scores: list[mx.array] = []
         for layer, block in enumerate(self.blocks):
-            x, kept, heard = block.decode(x, audio, mask, None if cache is None else cache[layer])
-            following.append(kept)
-            scores.append(heard)
+            before = None if cache is None else cache[layer]
+            x, key_values, audio_scores = block.decode(x, audio, mask, before)
+            following.append(key_values)
+            scores.append(audio_scores)
         logits: mx.array = self.token_embedding.as_linear(self.ln(x))
         return logits, following, scores
 
     def embed(self, tokens: mx.array, *, start: int = 0) -> mx.array:
-        """Compute the input of the first block for tokens that begin at position `start`."""
+        """Compute the input of the first block.
+
+        Args:
+            tokens: Shape (batch, n), int32.
+            start: Position of the first of them in the text.
+
+        Returns:
+            Shape (batch, n, state), of the network's dtype.
+        """
         positions = self.positional_embedding[start : start + tokens.shape[1]]
         x: mx.array = self.token_embedding(tokens) + positions
         return x
@@ -342,10 +259,10 @@ class Whisper(nn.Module):
 
     Attributes:
         dims: Its sizes.
-        encoder: Log-mel audio to features.
-        decoder: Tokens and features to logits.
-        alignment_heads: Layer and head of the decoder's attention that follows the speech. Shape
-            (n, 2), int64.
+        encoder: Log-mel audio -> features.
+        decoder: Tokens and features -> logits.
+        alignment_heads: Block and head of each attention to the audio that follows the speech;
+            word times are computed from them. Shape (n, 2), int64.
     """
 
     dims: Dimensions
@@ -365,9 +282,11 @@ class Whisper(nn.Module):
 
         Args:
             dims: Its sizes.
-            precision: Bits and group size by the name of each packed module.
-            dtype: Type of what is computed and not read: the encoder's positions, the mask.
-            unpack_rows: Multiply inputs of this many rows and more with unpacked weights.
+            precision: Bits and group size by the name of each quantized module.
+            dtype: The dtype of the encoder's positions and of the decoder's mask, which no
+                checkpoint holds.
+            unpack_rows: From this many input rows on, a quantized weight is unpacked before the
+                product; None never unpacks.
         """
         super().__init__()
         packings = {
@@ -377,38 +296,40 @@ class Whisper(nn.Module):
         self.dims = dims
         self.encoder = AudioEncoder(dims, packings, dtype)
         self.decoder = TextDecoder(dims, packings, dtype)
-        # Unless the checkpoint names some: all heads of the upper half of the layers.
+        # The default for a checkpoint that names none: all heads of the upper half of the blocks.
         layers = range(dims.n_text_layer // 2, dims.n_text_layer)
         heads = [[layer, head] for layer in layers for head in range(dims.n_text_head)]
         self.alignment_heads = mx.array(heads, dtype=mx.int64)
 
     def __call__(self, mel: mx.array, tokens: mx.array) -> mx.array:
-        """Compute logits. Shapes (batch, 3000, n_mels), (batch, n) and (batch, n, n_vocab)."""
+        """Compute the logits of first tokens.
+
+        Args:
+            mel: Shape (batch, 3000, n_mels), of the network's dtype.
+            tokens: Shape (batch, n), int32.
+
+        Returns:
+            Shape (batch, n, n_vocab), of the network's dtype.
+        """
         return self.decoder(tokens, self.encoder(mel))[0]
 
     @property
     def is_multilingual(self) -> bool:
-        """Whether the network knows other languages than English."""
+        """Whether the network knows languages other than English."""
         return is_multilingual(self.dims.n_vocab)
 
     @property
     def num_languages(self) -> int:
-        """How many languages the network has tokens for."""
+        """Number of languages that the network has tokens for."""
         return count_languages(self.dims.n_vocab)
-
-
-_WIDTH = 3
-"""Positions that a convolution covers."""
-
-_MAX_TIMESCALE = 10_000
 
 
 def compute_sinusoids(length: int, channels: int) -> mx.array:
     """Compute the encoder's positional embedding.
 
     Returns:
-        Sines in the first half of the channels, cosines in the second. Shape (length, channels),
-        float32, not evaluated.
+        Sines in the first half of the channels, cosines in the second half. Shape (length,
+        channels), float32, not evaluated.
 
     Source:
         Vaswani et al. 2017, section 3.5, in the arrangement of openai/whisper.
@@ -417,7 +338,3 @@ def compute_sinusoids(length: int, channels: int) -> mx.array:
     rates = mx.exp(-step * mx.arange(channels // 2))
     angles = mx.arange(length)[:, None] * rates[None, :]
     return mx.concatenate([mx.sin(angles), mx.cos(angles)], axis=1)
-
-
-def _unpack(weight: mx.array, scales: mx.array, biases: mx.array, packing: Packing) -> mx.array:
-    return mx.dequantize(weight, scales, biases, group_size=packing.group_size, bits=packing.bits)
