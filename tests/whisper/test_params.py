@@ -15,7 +15,7 @@ from fastwhisper.checkpoint.inspection import inspect_checkpoint
 from fastwhisper.checkpoint.read import read_shards
 from fastwhisper.errors import InvalidModelFormatError
 from fastwhisper.values import ModulePrecision
-from fastwhisper.whisper.network import Linear, Packing
+from fastwhisper.whisper.layers import Linear, Packing
 from fastwhisper.whisper.params import UNPACK_ROWS, apply_params, build_module
 from tests.helpers.modules import name_parameters
 
@@ -174,7 +174,10 @@ FAULTS: dict[str, tuple[Callable[[dict[str, mx.array]], object], str]] = {
     "integer for float": (put(f"{MLP}.bias", mx.zeros(256, mx.int32)), f"{MLP}.bias int32"),
     "packed for float": (put(f"{MLP}.bias", mx.zeros(256, mx.uint32)), f"{MLP}.bias uint32"),
     "heads as floats": (put("alignment_heads", mx.zeros((1, 2))), "alignment_heads float32"),
-    "heads in threes": (put("alignment_heads", mx.zeros((1, 3), mx.int32)), "of the wrong shape: align"),
+    "heads in threes": (
+        put("alignment_heads", mx.zeros((1, 3), mx.int32)),
+        "of the wrong shape: align",
+    ),
     "head beyond": (put("alignment_heads", mx.array([[0, 1]])), "alignment_heads (0, 1)"),
     "layer beyond": (put("alignment_heads", mx.array([[1, 0]])), "alignment_heads (1, 0)"),
     "negative head": (put("alignment_heads", mx.array([[0, -1]])), "alignment_heads (0, -1)"),
