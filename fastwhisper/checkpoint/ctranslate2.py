@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     ReadAt = Callable[[int, int], bytes]
 
-__all__ = ["plan_ctranslate2"]
+__all__ = ["check_end", "plan_ctranslate2"]
 
 MAX_VARIABLES: Final = 1 << 14
 """Largest number of variables or aliases in a file. large-v3 has 1,300."""
@@ -188,9 +188,27 @@ def plan_ctranslate2(
     return plans, dimensions
 
 
-def _variables(cursor: _Cursor) -> dict[str, _Variable]:
-    """Read the entries of all variables, which are spread over the file, and resolve aliases."""
-    variables: dict[str, _Variable] = {}
+def check_end(read_at: ReadAt, size: int, path: Path) -> None:
+    """Check that a file ends where its entries say. Arguments are those of `plan_ctranslate2`.
+
+    A file of another version is not read: `plan_ctranslate2` refuses it.
+
+    Raises:
+        InvalidModelFormatError: The file is shorter or longer, or its entries are damaged.
+    """
+    cursor = _Cursor(read_at, size, path)
+    if cursor.number(4) not in _VERSIONS:
+        return
+    cursor.name()
+    cursor.number(4)
+    for _variable in _entries(cursor):
+        pass
+    for _alias in _aliases(cursor):
+        pass
+
+
+def _entries(cursor: _Cursor) -> Iterator[tuple[str, tuple[int, ...], int, int]]:
+    """Read the name, shape, dtype and length of each variable; its data comes at the cursor."""
     for _ in range(cursor.count("variables")):
         name = cursor.name()
         rank = cursor.number(1)
@@ -198,6 +216,22 @@ def _variables(cursor: _Cursor) -> dict[str, _Variable]:
             cursor.refuse(shown(name), f"has {rank} axes")
         shape = tuple(cursor.number(4) for _ in range(rank))
         kind, length = cursor.number(1), cursor.number(4)
+        yield name, shape, kind, length
+        cursor.offset += length
+
+
+def _aliases(cursor: _Cursor) -> Iterator[tuple[str, str]]:
+    """Read each alias and the variable that it names; the file ends after the last one."""
+    for _ in range(cursor.count("aliases")):
+        yield cursor.name(), cursor.name()
+    if cursor.offset != cursor.size:
+        cursor.refuse(None, f"has {cursor.size - cursor.offset} bytes after its end")
+
+
+def _variables(cursor: _Cursor) -> dict[str, _Variable]:
+    """Read the entries of all variables, which are spread over the file, and resolve aliases."""
+    variables: dict[str, _Variable] = {}
+    for name, shape, kind, length in _entries(cursor):
         if kind >= len(_DTYPES):
             cursor.refuse(shown(name), f"has the unknown dtype {kind}")
         dtype = _DTYPES[kind]
@@ -206,14 +240,10 @@ def _variables(cursor: _Cursor) -> dict[str, _Variable]:
         if length != math.prod(shape) * WIDTHS[dtype] or length > cursor.size - cursor.offset:
             cursor.refuse(shown(name), f"has {length} bytes, which do not fit its shape {shape}")
         variables[name] = _Variable(dtype, shape, cursor.offset, length)
-        cursor.offset += length
-    for _ in range(cursor.count("aliases")):
-        alias, name = cursor.name(), cursor.name()
+    for alias, name in _aliases(cursor):
         if alias in variables or name not in variables:
             cursor.refuse(shown(alias), "is not an alias of another variable")
         variables[alias] = variables[name]
-    if cursor.offset != cursor.size:
-        cursor.refuse(None, f"has {cursor.size - cursor.offset} bytes after its end")
     # The output layer is the token embedding in MLX; tied, it is a second name for its bytes.
     if variables.pop(_PROJECTION, None) not in (
         None,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     ReadAt = Callable[[int, int], bytes]
 
-__all__ = ["plan_npz"]
+__all__ = ["check_end", "plan_npz"]
 
 _NPY_DTYPES: Final = {
     "<f2": "float16",
@@ -112,16 +112,7 @@ def plan_npz(read_at: ReadAt, size: int, path: Path, index: int) -> list[TensorP
     Source:
         `numpy.lib.format` (versions 1 to 3); PKWARE APPNOTE 4.3.
     """
-    import zipfile  # noqa: PLC0415  8 ms, more than the rest of an inspection
-
-    try:
-        with zipfile.ZipFile(_BoundedFile(read_at, size)) as archive:
-            members = sorted(archive.infolist(), key=lambda member: member.header_offset)
-            end = archive.start_dir
-    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, struct.error) as error:
-        raise InvalidModelFormatError(
-            path, None, f"is not a zip archive ({shown(str(error))})"
-        ) from error
+    members, end = _read_members(read_at, size, path)
     if not members:
         raise InvalidModelFormatError(path, None, "has no arrays")
     plans: dict[str, TensorPlan] = {}
@@ -132,6 +123,31 @@ def plan_npz(read_at: ReadAt, size: int, path: Path, index: int) -> list[TensorP
             raise InvalidModelFormatError(path, shown(plan.name), "appears twice")
         plans[plan.name] = replace(plan, file=index)
     return list(plans.values())
+
+
+def check_end(read_at: ReadAt, size: int, path: Path) -> None:
+    """Check that a file ends with the directory of a zip. Arguments are those of `plan_npz`.
+
+    For large-v3-turbo at int4 it takes 3 ms. `plan_npz` also reads the header of each array: 20 ms.
+
+    Raises:
+        InvalidModelFormatError: The file ends in another way.
+    """
+    _read_members(read_at, size, path)
+
+
+def _read_members(read_at: ReadAt, size: int, path: Path) -> tuple[list[ZipInfo], int]:
+    """Return the members of a zip by offset, and the offset of its directory."""
+    import zipfile  # noqa: PLC0415  8 ms, more than the rest of an inspection
+
+    try:
+        with zipfile.ZipFile(_BoundedFile(read_at, size)) as archive:
+            members = sorted(archive.infolist(), key=lambda member: member.header_offset)
+            return members, archive.start_dir
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, struct.error) as error:
+        raise InvalidModelFormatError(
+            path, None, f"is not a zip archive ({shown(str(error))})"
+        ) from error
 
 
 def _npz_member(read_at: ReadAt, member: ZipInfo, limit: int, path: Path) -> TensorPlan:
