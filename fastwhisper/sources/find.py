@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from fastwhisper.checkpoint import ctranslate2, npz, safetensors
 from fastwhisper.checkpoint.files import RegularFile, read_json
 from fastwhisper.checkpoint.inspection import CONFIG, PREFERENCE
 from fastwhisper.errors import (
@@ -295,11 +296,11 @@ def _find_repository(repo: str, revision: str | None) -> Location | None:
 
 
 def find_flaw(directory: Path) -> str | None:
-    """Look for what is missing or cut off in a snapshot, by names and sizes alone. Costs 1 ms.
+    """Return what a snapshot lacks, or None if it is complete. It takes 2 ms for large-v3-turbo.
 
-    Returns:
-        What is wrong, or None when the config and every weight file that is named is there
-        from its first byte to its last. Whether they make a Whisper is not judged here.
+    A snapshot is complete if its config and each weight file that is named are there, and the
+    weight files end where their headers say. Whether they make a Whisper is not checked here:
+    `inspect_checkpoint` refuses what is complete, and would only be downloaded again.
     """
     names = {entry.name for entry in directory.iterdir()}
     chosen = next((name for name in PREFERENCE if name in names), None)
@@ -311,73 +312,23 @@ def find_flaw(directory: Path) -> str | None:
         if chosen.endswith(".json"):
             mapped = read_json(directory / chosen).get("weight_map")
             shards = set(mapped.values()) if isinstance(mapped, dict) else set()
-            # A shard that is no file of this directory is for `inspect_checkpoint` to refuse.
+            # `inspect_checkpoint` refuses a shard that is not a file of this directory.
             weights = sorted(name for name in shards if isinstance(name, str) and "/" not in name)
         for name in weights:
             with RegularFile(directory / name) as file:
-                if not _is_whole(file, name):
-                    return f"{name} is cut off"
+                _check_end(file)
     except InvalidModelFormatError as error:
-        return str(error)
+        return f"{error.path.name} {error.detail}"
     return None
 
 
-_ZIP_END: Final = b"PK\x05\x06"
-_ZIP_END_BYTES: Final = 22
-_ZIP_COMMENT_BYTES: Final = 1 << 16
-_HEADER_BYTES: Final = 16 << 20
-_SPAN_END: Final = re.compile(rb'"data_offsets"\s*:\s*\[\s*\d+\s*,\s*(\d{1,18})\s*\]')
-
-
-def _is_whole(file: RegularFile, name: str) -> bool:
-    """Tell whether a file ends where its own header says."""
-    size = file.seen.size_bytes
-    if name.endswith(".npz"):
-        # The end record of a zip is its last bytes, and gives the length of what follows it.
-        tail = file.read_at(max(0, size - _ZIP_END_BYTES - _ZIP_COMMENT_BYTES), size)
-        at = tail.rfind(_ZIP_END)
-        comment = tail[at + _ZIP_END_BYTES - 2 : at + _ZIP_END_BYTES]
-        return at >= 0 and len(tail) == at + _ZIP_END_BYTES + int.from_bytes(comment, "little")
-    if name.endswith(".bin"):
-        return _ends_by_variables(file)
-    start = 8 + int.from_bytes(file.read_at(0, 8), "little")
-    if start > min(size, _HEADER_BYTES):
-        return False
-    ends = [int(end) for end in _SPAN_END.findall(file.read_at(8, start - 8))]
-    return size == start + max(ends, default=0)
-
-
-_CT2_VERSIONS: Final = range(4, 7)
-_CT2_VARIABLES: Final = 1 << 14
-
-
-def _ends_by_variables(file: RegularFile) -> bool:
-    """Walk over a CTranslate2 file without its data; another version's is not judged.
-
-    Source:
-        CTranslate2's binary format: version, specification, revision, count; then name, rank,
-        dims, dtype, byte count and data of each variable.
-    """
-    size = file.seen.size_bytes
-    offset = 0
-
-    def number(width: int) -> int:
-        nonlocal offset
-        offset += width
-        return int.from_bytes(file.read_at(offset - width, width), "little")
-
-    def skip(size_bytes: int) -> None:
-        nonlocal offset
-        offset += size_bytes
-
-    if number(4) not in _CT2_VERSIONS:
-        return size > 0
-    skip(number(2))  # The specification's name.
-    number(4)
-    for _variable in range(min(number(4), _CT2_VARIABLES)):
-        skip(number(2))
-        skip(4 * number(1))
-        number(1)
-        skip(number(4))
-    # What is read beyond the end is zero, and counts.
-    return offset <= size
+def _check_end(file: RegularFile) -> None:
+    """Check that a weight file ends where its header says."""
+    path, size_bytes = file.seen.path, file.seen.size_bytes
+    match path.suffix:
+        case ".npz":
+            npz.check_end(file.read_at, size_bytes, path)
+        case ".bin":
+            ctranslate2.check_end(file.read_at, size_bytes, path)
+        case _:
+            safetensors.check_end(file)

@@ -22,7 +22,7 @@ from tests.helpers.tiny_models import write_model
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from fastwhisper.checkpoint.inspection import Checkpoint
+    from fastwhisper.checkpoint.plan import Checkpoint
 
 WATCHDOG_S = 60
 

@@ -21,6 +21,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
+from fastwhisper.checkpoint.inspection import inspect_checkpoint
 from fastwhisper.errors import (
     HubUnavailableError,
     InvalidModelFormatError,
@@ -353,7 +354,7 @@ def test_revision_can_not_leave_the_cache(revision: str) -> None:
     ("name", "data"),
     [("model.safetensors", WEIGHTS), ("weights.npz", npz()), ("model.bin", ctranslate2())],
 )
-@pytest.mark.parametrize("kept", [0, 10, -5])
+@pytest.mark.parametrize("kept", [0, 10, -5, -2])
 def test_truncated_weights_are_fetched_again(
     server: HubServer, name: str, data: bytes, kept: int
 ) -> None:
@@ -366,6 +367,52 @@ def test_truncated_weights_are_fetched_again(
     fetch()
     assert (path / name).read_bytes() == data
     assert [p.rpartition("/")[2] for p in server.paths("/resolve/")] == [name]
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [("model.safetensors", safetensors(500)), ("weights.npz", npz()), ("model.bin", ctranslate2())],
+)
+def test_cut_at_any_byte_is_seen(tmp_path: Path, name: str, data: bytes) -> None:
+    """Weights of any length but their own are not complete."""
+    (tmp_path / "config.json").write_bytes(CONFIG)
+    (tmp_path / name).write_bytes(data)
+    assert find.find_flaw(tmp_path) is None
+    for kept in reversed(range(len(data))):
+        os.truncate(tmp_path / name, kept)
+        assert find.find_flaw(tmp_path) is not None, kept
+
+
+def overlapping() -> bytes:
+    """Make a safetensors file whose two tensors share their bytes."""
+    entry = {"dtype": "U8", "shape": [8], "data_offsets": [0, 8]}
+    header = json.dumps({"a": entry, "b": entry, "c": {"data_offsets": None}, "d": 1}).encode()
+    return struct.pack("<Q", len(header)) + header + bytes(8)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("model.safetensors", overlapping()),
+        ("weights.npz", npz()),
+        ("model.bin", ctranslate2()),
+        ("model.bin", struct.pack("<I", 3) + bytes(20)),
+        ("model.bin", b"PK\3\4 a pickle of PyTorch"),
+    ],
+)
+def test_complete_files_that_are_no_whisper_are_found(
+    server: HubServer, name: str, data: bytes
+) -> None:
+    """What is there to its end is not asked for again; inspection refuses it."""
+    server.add(REPO, {"config.json": CONFIG, name: data})
+    path = fetch().path
+    server.requests.clear()
+    assert find.find_flaw(path) is None
+    found = find.find_local(REPO, DEFAULT)
+    assert found is not None
+    assert server.requests == []
+    with pytest.raises(InvalidModelFormatError):
+        inspect_checkpoint(found.path)
 
 
 def test_missing_shard_is_fetched_alone(server: HubServer) -> None:
@@ -435,7 +482,7 @@ def test_offline_says_what_is_incomplete(server: HubServer) -> None:
     """A truncated copy is no missing copy."""
     server.add(REPO, FILES)
     os.truncate(fetch().path / "model.safetensors", 1000)
-    with pytest.raises(HubUnavailableError, match="is cut off"):
+    with pytest.raises(HubUnavailableError, match="has 1000 bytes, but its header describes"):
         fetch(REPO, LoadOptions(offline=True))
 
 
