@@ -21,14 +21,16 @@ if TYPE_CHECKING:
 
     from fastwhisper.transcribing.samples import AudioSource, FloatArray
 
-__all__ = ["WINDOW_FRAMES", "MelAudio", "open_mel"]
+__all__ = ["FRAMES_PER_SECOND", "WINDOW_FRAMES", "MelAudio", "open_mel"]
 
-WINDOW_FRAMES: Final = 3000
+FRAMES_PER_SECOND: Final = 100
+"""Mel frames in one second."""
+
+WINDOW_FRAMES: Final = 30 * FRAMES_PER_SECOND
 """Mel frames of one window, which is the network's input: 30 s."""
 
 _FFT_SAMPLES: Final = 400
-_HOP_SAMPLES: Final = 160
-"""Samples from one frame to the next: 10 ms."""
+_HOP_SAMPLES: Final = SAMPLE_RATE // FRAMES_PER_SECOND
 
 _EDGE_SAMPLES: Final = _FFT_SAMPLES // 2
 _WINDOW_SAMPLES: Final = WINDOW_FRAMES * _HOP_SAMPLES

@@ -1,4 +1,4 @@
-"""Mel -> encoded windows -> tokens: what one transcription keeps from window to window.
+"""Mel -> encoded windows -> tokens: the work on one window, and what all windows share.
 
 Source:
     Radford et al. 2022, section 4.5; `transcribe.py` of openai/whisper.
@@ -30,7 +30,14 @@ __all__ = ["WindowDecoder"]
 
 
 class WindowDecoder:
-    """Encodes and decodes the windows of one audio. Used in one thread, one job at a time."""
+    """The encoder and decoder of the windows of one audio. One thread uses it at a time.
+
+    Attributes:
+        model: The network.
+        audio: The mel of the audio.
+        settings: How to decode.
+        check: Called before each token and each pass of the encoder; may raise to cancel.
+    """
 
     def __init__(
         self,
@@ -41,41 +48,64 @@ class WindowDecoder:
         fp16: bool,
         check: Callable[[], None],
     ) -> None:
-        """Detect the language unless it is given, and check the options against the network.
-
-        Raises:
-            ValueError: The network does not know the language or a token.
-        """
-        self._model = model
-        self._audio = audio
-        self._settings = settings
+        self.model = model
+        self.audio = audio
+        self.settings = settings
+        self.check = check
         self._dtype = mx.float16 if fp16 else mx.float32
-        self._check = check
         self._seed = secrets.randbits(32) if settings.seed is None else settings.seed
         self._encoded: tuple[int, int, mx.array] | None = None
-        self.language = settings.language or self._detect_language()
-        self._check_language()
-        self._check_tokens()
+
+    @cached_property
+    def language(self) -> str:
+        """Code of the spoken language. Unless it is given, it is detected in the first 30 s."""
+        return self.settings.language or self._detect_language()
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The network's tokenizer, for the language and task."""
-        n_vocab = self._model.dims.n_vocab
-        return read_tokenizer(n_vocab, language=self.language, task=self._settings.task)
+        n_vocab = self.model.dims.n_vocab
+        return read_tokenizer(n_vocab, language=self.language, task=self.settings.task)
+
+    def check_settings(self) -> None:
+        """Check that the network knows the language and the tokens of the settings.
+
+        Raises:
+            ValueError: The network does not know the language or a token.
+        """
+        if self.model.is_multilingual:
+            known = list(LANGUAGES)[: self.model.num_languages]
+            if self.language not in known:
+                raise ValueError(
+                    f"this model does not know {LANGUAGES[self.language]} ({self.language}); "
+                    f"it knows {', '.join(known)}"
+                )
+        # A token beyond the embedding would read memory that is not the embedding's.
+        n_vocab = self.model.dims.n_vocab
+        for name in ("prefix", "suppress_tokens"):
+            tokens = getattr(self.settings, name)
+            if isinstance(tokens, tuple) and any(token >= n_vocab for token in tokens):
+                raise ValueError(
+                    f"{name}={tokens!r}: this model has {n_vocab} tokens, the last is {n_vocab - 1}"
+                )
 
     def encode(self, start_frame: int, frames: int) -> mx.array:
-        """Encode a window, once for all that is asked of it.
+        """Encode a window, and remember it: the language and the text need the same window.
+
+        Args:
+            start_frame: First mel frame of the window; one frame is 10 ms.
+            frames: Mel frames of audio in it, at most 3000. Silence follows them.
 
         Returns:
-            Shape (1500, state), float16 or float32, evaluated.
+            The features. Shape (1500, state), float16 or float32, evaluated.
         """
         if self._encoded is not None and self._encoded[:2] == (start_frame, frames):
             return self._encoded[2]
         self._encoded = None
-        self._check()
-        mel = np.zeros((WINDOW_FRAMES, self._audio.mel.shape[1]), np.float32)
-        mel[:frames] = self._audio.mel[start_frame : start_frame + frames]
-        features = self._model.encoder(mx.array(mel).astype(self._dtype)[None])[0]
+        self.check()
+        mel = np.zeros((WINDOW_FRAMES, self.audio.mel.shape[1]), np.float32)
+        mel[:frames] = self.audio.mel[start_frame : start_frame + frames]
+        features = self.model.encoder(mx.array(mel).astype(self._dtype)[None])[0]
         mx.eval(features)
         self._encoded = (start_frame, frames, features)
         return features
@@ -83,47 +113,35 @@ class WindowDecoder:
     def decode(
         self, features: mx.array, prompt: Sequence[int], *, start_frame: int
     ) -> DecodedWindow:
-        """Decode a window at rising temperatures, until it passes the thresholds.
+        """Decode a window at rising temperatures, until the result passes the thresholds.
 
         Args:
             features: The encoded window. Shape (1500, state), float16 or float32.
-            prompt: Tokens of the text before it.
-            start_frame: Where it begins. With the seed it decides what is sampled, so that a
-                window's text depends on no other window's, and is the same when decoded again.
+            prompt: Tokens of the text before the window.
+            start_frame: First mel frame of the window. The seed and this frame decide what is
+                sampled. So a window's text depends on no other window, and a window that is
+                decoded again has the same text.
+
+        Returns:
+            The first result that passes, or the last one.
         """
         return decode_window(
-            self._model,
+            self.model,
             features,
             self.tokenizer,
-            self._settings,
+            self.settings,
             prompt=prompt,
             key=mx.random.key(self._seed ^ start_frame << 32),
-            check=self._check,
+            check=self.check,
         )
 
     def _detect_language(self) -> str:
-        if not self._model.is_multilingual:
+        """Return the code of the most probable language of the first 30 s."""
+        if not self.model.is_multilingual:
             return "en"
-        # The first 30 s, with the silence after a shorter audio.
+        # A shorter audio is encoded together with the silence after it.
         features = self.encode(0, WINDOW_FRAMES)
-        n_vocab = self._model.dims.n_vocab
+        n_vocab = self.model.dims.n_vocab
         tokenizer = read_tokenizer(n_vocab, language="en", task="transcribe")
-        by_code = detect_language(self._model, features, tokenizer)
+        by_code = detect_language(self.model, features, tokenizer)
         return max(by_code, key=lambda code: by_code[code])
-
-    def _check_language(self) -> None:
-        if self._model.is_multilingual:
-            known = list(LANGUAGES)[: self._model.num_languages]
-            if self.language not in known:
-                raise ValueError(
-                    f"this model does not know {LANGUAGES[self.language]} ({self.language}); "
-                    f"it knows {', '.join(known)}"
-                )
-
-    def _check_tokens(self) -> None:
-        # A token past the embedding would read whatever lies there in memory.
-        size = self._model.dims.n_vocab
-        for name in ("prefix", "suppress_tokens"):
-            tokens = getattr(self._settings, name)
-            if isinstance(tokens, tuple) and any(token >= size for token in tokens):
-                raise ValueError(f"{name}={tokens!r}: this model has {size} tokens")

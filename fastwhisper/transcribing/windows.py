@@ -1,7 +1,7 @@
-"""Windows of audio -> segments: the loop over the audio.
+"""Windows of 30 s -> segments: the loop over an audio.
 
-Everything runs in the thread that asks for the next window. Arrays stay inside; what
-leaves is plain Python.
+All work runs in the thread that asks for the next window. Arrays stay inside; results are plain
+Python objects.
 
 Source:
     `transcribe` of openai/whisper; Radford et al. 2022, section 4.5.
@@ -12,18 +12,16 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from fastwhisper.transcribing.mel import WINDOW_FRAMES
+from fastwhisper.transcribing.mel import FRAMES_PER_SECOND, WINDOW_FRAMES
 from fastwhisper.transcribing.window_decoder import WindowDecoder
 from fastwhisper.transcribing.words import (
-    FRAMES_PER_SECOND,
     Draft,
-    Span,
+    WindowBounds,
     add_words,
     drop_hallucinations,
-    end_of_speech_s,
+    find_speech_end_s,
     skip_leading_silence,
 )
 from fastwhisper.values import Segment, Transcription
@@ -42,19 +40,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Window", "summarize", "transcribe_windows"]
 
-_HOT: Final = 0.5
-"""Text sampled above this temperature is no prompt for the next window."""
+_MAX_PROMPT_TEMPERATURE: Final = 0.5
+"""Text that was sampled above this temperature is not used as a prompt for the next window."""
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What one step over the audio gave.
+    """The result of one window.
 
     Attributes:
         segments: Its segments; none where nobody speaks.
         language: Code of the language.
-        text_utf8: Its part of the whole text; a character may end in the next window.
-        end_s: How far the audio is done, in seconds.
+        text_utf8: Its part of the text, as bytes: a character may end in the next window.
+        end_s: End of the audio that is done, in seconds.
     """
 
     segments: tuple[Segment, ...]
@@ -73,31 +71,33 @@ def transcribe_windows(
 ) -> Iterator[Window]:
     """Transcribe an audio, one window of up to 30 s for each `next`.
 
-    Every `next` must come from the same thread. What `check` raises ends a `next`, not the
-    iterator: the one after it decodes the same window anew.
+    Call `next` always in the same thread. An exception from `check` ends that `next` and not the
+    iterator: the following `next` decodes the same window again.
 
     Args:
-        model: The network, all its arrays evaluated.
+        model: The network. All its arrays are evaluated.
         audio: The mel of the audio.
-        settings: How to decode it.
-        fp16: Compute in float16, for a float16 network. Else in float32, for float32
-            and bfloat16 ones, which take float32 input.
-        check: Called before each token and each pass of the encoder; may raise to
-            cancel.
+        settings: How to decode.
+        fp16: Compute in float16, for a float16 network. Otherwise in float32: for float32 and
+            bfloat16 networks, which take float32 input.
+        check: Called before each token and each pass of the encoder; may raise to cancel.
 
     Returns:
-        At least one window. The first `next` raises ValueError when the model does not
-        know the language.
+        An iterator of at least one window. The first `next` raises ValueError when the network
+        does not know the language or a token of the settings.
     """
-    return _Windows(partial(_Loop, model, audio, settings, fp16=fp16, check=check))
+    return _Windows(WindowDecoder(model, audio, settings, fp16=fp16, check=check))
 
 
 def summarize(windows: Sequence[Window], *, duration_s: float) -> Transcription:
-    """Put the windows of one audio together.
+    """Build the transcription of an audio from its windows.
 
     Args:
-        windows: All of them, in order; at least one.
+        windows: All windows of the audio in order; at least one.
         duration_s: Length of the audio in seconds.
+
+    Returns:
+        The text, the segments, and the language of the last window.
     """
     text = b"".join(window.text_utf8 for window in windows)
     return Transcription(
@@ -109,82 +109,63 @@ def summarize(windows: Sequence[Window], *, duration_s: float) -> Transcription:
 
 
 class _Windows:
-    """Begins at the first `next`, in its thread, and survives what that raises."""
+    """The windows of one audio. Each window decides where the next one begins."""
 
-    def __init__(self, begin: Callable[[], _Loop]) -> None:
-        self._begin: Callable[[], _Loop] | None = begin
-        self._loop: _Loop | None = None
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Window:
-        if self._begin is not None:
-            self._loop = self._begin()
-            self._begin = None
-        window = None if self._loop is None else self._loop.next_window()
-        if window is None:
-            self._loop = None  # nothing of the model or the mel is needed any more
-            raise StopIteration
-        return window
-
-
-class _Loop:
-    """Walks over the audio; each window says where the next one begins."""
-
-    def __init__(
-        self,
-        model: Whisper,
-        audio: MelAudio,
-        settings: DecodeSettings,
-        *,
-        fp16: bool,
-        check: Callable[[], None],
-    ) -> None:
-        if settings.word_timestamps and settings.task == "translate":
-            warnings.warn("word times of a translation may be unreliable", stacklevel=2)
-        self._model = model
-        self._content_frames = audio.content_frames
-        self._settings = settings
-        self._check = check
-        self._decoder = WindowDecoder(model, audio, settings, fp16=fp16, check=check)
-        # Mel frames and seconds of one timestamp token: 2, 0.02 s.
-        self._frames_per_step = WINDOW_FRAMES // model.dims.n_audio_ctx
+    def __init__(self, decoder: WindowDecoder) -> None:
+        self._decoder = decoder
+        self._settings = decoder.settings
+        self._content_frames = decoder.audio.content_frames
+        # Mel frames and seconds from one timestamp token to the next: 2 and 0.02 s.
+        self._frames_per_step = WINDOW_FRAMES // decoder.model.dims.n_audio_ctx
         self._step_s = self._frames_per_step / FRAMES_PER_SECOND
         self._clips = self._read_clips()
         self._seek = self._clips[0][0]
-        self._is_empty = True
         self._last_speech_s = 0.0
         self._prompt: list[int] = []
-        if settings.initial_prompt is not None:
-            self._prompt = self._tokenizer.encode(" " + settings.initial_prompt.strip())
+        self._has_begun = False
+        self._is_empty = True
 
     @property
     def _tokenizer(self) -> Tokenizer:
         return self._decoder.tokenizer
 
-    def next_window(self) -> Window | None:
-        """Decode the next window of the clips: an empty one when there is none at all."""
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Window:
+        """Decode the next window of the clips. If there is none at all, return an empty window."""
+        if not self._has_begun:
+            self._begin()
         while self._clips:
-            end_frame = self._clips[0][1]
-            # The end of the audio bounds every clip, or the last window would be empty
-            # for ever.
-            if self._seek < min(end_frame, self._content_frames):
-                span = self._span(end_frame)
-                segments = self._next_segments(span)
-                if self._seek <= span.start_frame:
-                    # Word times and thresholds can name the window's own begin: go on after it,
-                    # or it would be decoded for ever.
-                    self._seek = span.start_frame + span.frames
+            # Without the end of the audio as a bound, a clip beyond it would never end.
+            end_frame = min(self._clips[0][1], self._content_frames)
+            if self._seek < end_frame:
+                bounds = self._bounds(end_frame)
+                segments = self._next_segments(bounds)
+                # Word times and thresholds may ask for the same window again, which would never
+                # end: then go on after it.
+                if self._seek <= bounds.start_frame:
+                    self._seek = bounds.start_frame + bounds.frames
                 self._is_empty = False
-                return self._window(segments)
+                return self._build_window(segments)
             self._clips.popleft()
         if self._is_empty:
             self._is_empty = False
-            return self._window([])
-        return None
+            return self._build_window([])
+        raise StopIteration
+
+    def _begin(self) -> None:
+        """Check the settings against the network, and encode the initial prompt."""
+        settings = self._settings
+        if settings.word_timestamps and settings.task == "translate":
+            warnings.warn("word times of a translation may be unreliable", stacklevel=3)
+        self._decoder.check_settings()
+        if settings.initial_prompt is not None:
+            self._prompt = self._tokenizer.encode(" " + settings.initial_prompt.strip())
+        self._has_begun = True
 
     def _read_clips(self) -> deque[tuple[int, int]]:
+        """Return the first frame and the end frame of each clip."""
         points = [round(time_s * FRAMES_PER_SECOND) for time_s in self._settings.clip_timestamps]
         if not points:
             points = [0]
@@ -192,46 +173,11 @@ class _Loop:
             points.append(self._content_frames)
         return deque(zip(points[::2], points[1::2], strict=True))
 
-    def _window(self, segments: list[Segment]) -> Window:
-        tokens = [token for segment in segments for token in segment.tokens]
-        words = [token for token in tokens if token < self._tokenizer.timestamp_begin]
-        return Window(
-            segments=tuple(segments),
-            language=self._decoder.language,
-            text_utf8=self._tokenizer.decode_bytes(words),
-            end_s=min(self._seek, self._content_frames) / FRAMES_PER_SECOND,
-        )
-
-    def _next_segments(self, span: Span) -> list[Segment]:
-        """Decode a window and move on.
-
-        `_seek` and `_prompt` change only after the last check.
-        """
-        features = self._decoder.encode(span.start_frame, span.frames)
-        result = self._decoder.decode(features, self._prompt, start_frame=span.start_frame)
-        if self._settings.word_timestamps:
-            self._check()
-        if self._is_silence(result):
-            self._seek += span.frames
-            return []
-
-        drafts = self._cut(result.tokens, span)
-        if self._settings.word_timestamps and not self._place_words(
-            drafts, span, features, ends_open=self._ends_open(result.tokens)
-        ):
-            return []
-
-        segments = [self._segment(draft, span, result) for draft in drafts]
-        for segment in segments:
-            self._prompt.extend(segment.tokens)
-        if not self._settings.condition_on_previous_text or result.temperature > _HOT:
-            self._prompt = []
-        return segments
-
-    def _span(self, clip_end_frame: int) -> Span:
+    def _bounds(self, end_frame: int) -> WindowBounds:
+        """Return the bounds of the window at `_seek`, in a clip that ends at `end_frame`."""
         start = self._seek
-        frames = min(WINDOW_FRAMES, self._content_frames - start, clip_end_frame - start)
-        return Span(
+        frames = min(WINDOW_FRAMES, end_frame - start)
+        return WindowBounds(
             start_frame=start,
             frames=frames,
             start_s=start / FRAMES_PER_SECOND,
@@ -239,7 +185,47 @@ class _Loop:
             window_end_s=(start + WINDOW_FRAMES) / FRAMES_PER_SECOND,
         )
 
+    def _build_window(self, segments: list[Segment]) -> Window:
+        """Build the result of a window."""
+        tokens = [token for segment in segments for token in segment.tokens]
+        text = [token for token in tokens if token < self._tokenizer.timestamp_begin]
+        return Window(
+            segments=tuple(segments),
+            language=self._decoder.language,
+            text_utf8=self._tokenizer.decode_bytes(text),
+            end_s=min(self._seek, self._content_frames) / FRAMES_PER_SECOND,
+        )
+
+    def _next_segments(self, bounds: WindowBounds) -> list[Segment]:
+        """Decode a window and move `_seek`.
+
+        `_seek` and `_prompt` change only after the last call of `check`, so a window that was
+        cancelled is decoded again in the same way.
+        """
+        features = self._decoder.encode(bounds.start_frame, bounds.frames)
+        result = self._decoder.decode(features, self._prompt, start_frame=bounds.start_frame)
+        if self._settings.word_timestamps:
+            self._decoder.check()
+        if self._is_silence(result):
+            self._seek += bounds.frames
+            return []
+
+        drafts = self._split_segments(result.tokens, bounds)
+        if self._settings.word_timestamps and not self._add_words(
+            drafts, bounds, features, ends_with_speech=self._ends_with_speech(result.tokens)
+        ):
+            return []
+
+        segments = [self._build_segment(draft, bounds, result) for draft in drafts]
+        for segment in segments:
+            self._prompt.extend(segment.tokens)
+        is_unreliable = result.temperature > _MAX_PROMPT_TEMPERATURE
+        if not self._settings.condition_on_previous_text or is_unreliable:
+            self._prompt = []
+        return segments
+
     def _is_silence(self, result: DecodedWindow) -> bool:
+        """Return whether nobody speaks in a window."""
         settings = self._settings
         if settings.no_speech_threshold is None:
             return False
@@ -247,86 +233,97 @@ class _Loop:
             settings.logprob_threshold is not None
             and result.avg_logprob > settings.logprob_threshold
         ):
-            return False  # certain enough, in spite of the no-speech probability
+            return False  # the text is certain, whatever the probability of no speech
         return result.no_speech_prob > settings.no_speech_threshold
 
-    def _ends_open(self, tokens: list[int]) -> bool:
-        """Tell whether speech may go on where the tokens end: no lone timestamp is last."""
+    def _ends_with_speech(self, tokens: list[int]) -> bool:
+        """Return whether speech may go on after the last token: it is not a lone timestamp."""
         is_time = [token >= self._tokenizer.timestamp_begin for token in tokens[-2:]]
         return is_time != [False, True]
 
-    def _cut(self, tokens: list[int], span: Span) -> list[Draft]:
-        """Cut tokens into segments where two timestamps meet, and move `_seek` on."""
+    def _split_segments(self, tokens: list[int], bounds: WindowBounds) -> list[Draft]:
+        """Split tokens into segments where two timestamps meet, and move `_seek`."""
         begin = self._tokenizer.timestamp_begin
         is_time = [token >= begin for token in tokens]
-        cuts = [i for i in range(1, len(tokens)) if is_time[i - 1] and is_time[i]]
-        if not cuts:
-            self._seek += span.frames
+        ends = [i for i in range(1, len(tokens)) if is_time[i - 1] and is_time[i]]
+        if not ends:
+            self._seek += bounds.frames
             times = [token - begin for token in tokens if token >= begin]
-            spoken_s = times[-1] * self._step_s if times and times[-1] else span.duration_s
-            return [self._draft(tokens, span.start_s, span.start_s + spoken_s)]
+            spoken_s = times[-1] * self._step_s if times and times[-1] else bounds.duration_s
+            return [self._build_draft(tokens, bounds.start_s, bounds.start_s + spoken_s)]
 
-        if self._ends_open(tokens):
-            # What follows the last cut is unfinished: it begins the next window.
-            self._seek += (tokens[cuts[-1] - 1] - begin) * self._frames_per_step
+        if self._ends_with_speech(tokens):
+            # The tokens after the last pair are unfinished: the next window begins with them.
+            self._seek += (tokens[ends[-1] - 1] - begin) * self._frames_per_step
         else:
-            cuts.append(len(tokens))
-            self._seek += span.frames
+            ends.append(len(tokens))
+            self._seek += bounds.frames
         drafts = []
-        for first, end in zip([0, *cuts], cuts, strict=False):
+        for first, end in zip([0, *ends], ends, strict=False):
             part = tokens[first:end]
-            start_s = span.start_s + (part[0] - begin) * self._step_s
-            end_s = span.start_s + (part[-1] - begin) * self._step_s
-            drafts.append(self._draft(part, start_s, end_s))
+            start_s = bounds.start_s + (part[0] - begin) * self._step_s
+            end_s = bounds.start_s + (part[-1] - begin) * self._step_s
+            drafts.append(self._build_draft(part, start_s, end_s))
         return drafts
 
-    def _draft(self, tokens: list[int], start_s: float, end_s: float) -> Draft:
+    def _build_draft(self, tokens: list[int], start_s: float, end_s: float) -> Draft:
         text = self._tokenizer.decode([t for t in tokens if t < self._tokenizer.eot])
         return Draft(start_s, end_s, text, tokens)
 
-    def _place_words(
-        self, drafts: list[Draft], span: Span, features: mx.array, *, ends_open: bool
+    def _add_words(
+        self,
+        drafts: list[Draft],
+        bounds: WindowBounds,
+        features: mx.array,
+        *,
+        ends_with_speech: bool,
     ) -> bool:
-        """Give drafts their words and let them move `_seek`; False drops the window."""
+        """Add words to drafts, and move `_seek` by them.
+
+        Returns:
+            Whether the window counts. If not, `_seek` is where to decode again from.
+        """
         add_words(
             drafts,
-            model=self._model,
+            model=self._decoder.model,
             tokenizer=self._tokenizer,
             features=features,
-            span=span,
+            bounds=bounds,
             settings=self._settings,
             last_speech_s=self._last_speech_s,
         )
-        if ends_open:
-            self._seek_to_end_of_speech(drafts, span)
-        if not self._skip_hallucinations(drafts, span):
+        if ends_with_speech:
+            self._seek_to_end_of_speech(drafts, bounds)
+        if not self._skip_hallucinations(drafts, bounds):
             return False
-        end_s = end_of_speech_s(drafts)
+        end_s = find_speech_end_s(drafts)
         if end_s is not None:
             self._last_speech_s = end_s
         return True
 
-    def _seek_to_end_of_speech(self, drafts: list[Draft], span: Span) -> None:
-        end_s = end_of_speech_s(drafts)
-        if end_s is None or end_s <= span.start_s:
+    def _seek_to_end_of_speech(self, drafts: list[Draft], bounds: WindowBounds) -> None:
+        """Move `_seek` to the end of the last word, or past a silence that is skipped anyway."""
+        end_s = find_speech_end_s(drafts)
+        if end_s is None or end_s <= bounds.start_s:
             return
         threshold_s = self._settings.hallucination_silence_threshold
-        if threshold_s is not None and span.window_end_s - end_s <= threshold_s:
-            self._seek = span.start_frame + span.frames
+        if threshold_s is not None and bounds.window_end_s - end_s <= threshold_s:
+            self._seek = bounds.start_frame + bounds.frames
         else:
             self._seek = round(end_s * FRAMES_PER_SECOND)
 
-    def _skip_hallucinations(self, drafts: list[Draft], span: Span) -> bool:
+    def _skip_hallucinations(self, drafts: list[Draft], bounds: WindowBounds) -> bool:
+        """Remove what the network probably invented, and move `_seek`; see `_add_words`."""
         threshold_s = self._settings.hallucination_silence_threshold
         if threshold_s is None:
             return True
-        seek = skip_leading_silence(drafts, span=span, threshold_s=threshold_s)
+        seek = skip_leading_silence(drafts, bounds=bounds, threshold_s=threshold_s)
         if seek is not None:
             self._seek = seek
             return False
         seek = drop_hallucinations(
             drafts,
-            span=span,
+            bounds=bounds,
             threshold_s=threshold_s,
             last_speech_s=self._last_speech_s,
             content_frames=self._content_frames,
@@ -335,18 +332,18 @@ class _Loop:
             self._seek = seek
         return True
 
-    def _segment(self, draft: Draft, span: Span, result: DecodedWindow) -> Segment:
-        # An instant, or no text: nothing was said.
-        said = draft.start_s != draft.end_s and draft.text.strip() != ""
+    def _build_segment(self, draft: Draft, bounds: WindowBounds, result: DecodedWindow) -> Segment:
+        # A segment without duration or text holds no speech.
+        has_speech = draft.start_s != draft.end_s and draft.text.strip() != ""
         return Segment(
             start_s=draft.start_s,
             end_s=draft.end_s,
-            text=draft.text if said else "",
-            tokens=tuple(draft.tokens) if said else (),
+            text=draft.text if has_speech else "",
+            tokens=tuple(draft.tokens) if has_speech else (),
             avg_logprob=result.avg_logprob,
             no_speech_prob=result.no_speech_prob,
             compression_ratio=result.compression_ratio,
             temperature=result.temperature,
-            words=draft.words if said else (),
-            seek_frames=span.start_frame,
+            words=draft.words if has_speech else (),
+            seek_frames=bounds.start_frame,
         )

@@ -1,6 +1,6 @@
-"""Word times, and the silence around what may be invented.
+"""Word times of segments, and the silence around words that the network probably invented.
 
-What is decided about here are `Draft`s: segments whose times may still move.
+All functions work on `Draft`s: segments whose times may still change.
 
 Source:
     `add_word_timestamps` and `transcribe` of openai/whisper.
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from fastwhisper.transcribing.mel import FRAMES_PER_SECOND
 from fastwhisper.values import Word
 from fastwhisper.whisper.alignment import align_words
 
@@ -28,35 +29,34 @@ if TYPE_CHECKING:
     from fastwhisper.whisper.tokenizer import Tokenizer
 
 __all__ = [
-    "FRAMES_PER_SECOND",
     "Draft",
-    "Span",
+    "WindowBounds",
     "add_words",
     "drop_hallucinations",
-    "end_of_speech_s",
+    "find_speech_end_s",
     "skip_leading_silence",
 ]
 
-FRAMES_PER_SECOND: Final = 100
-
 _PUNCTUATION: Final = "\"'“¿([{-\"'.。,，!！?？:：”)]}、"  # noqa: RUF001  punctuation of Chinese and Japanese
 _SENTENCE_ENDS: Final = ".。!！?？"  # noqa: RUF001  punctuation of Chinese and Japanese
-_LONGEST_TYPICAL_S: Final = 0.7
-_EDGE_WORD_S: Final = 0.5
+
+# The numbers are those of openai/whisper.
+_MAX_TYPICAL_WORD_S: Final = 0.7
+_MAX_EDGE_SHIFT_S: Final = 0.5
 _SCORED_WORDS: Final = 8
-_EDGE_S: Final = 2.0
+_WINDOW_EDGE_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """The part of the audio one window covers.
+class WindowBounds:
+    """The part of the audio that one window covers.
 
     Attributes:
-        start_frame: Its first frame, 10 ms each.
-        frames: Frames of audio in it, at most 3000.
-        start_s: Its begin, in seconds of the audio.
-        duration_s: Its length in seconds.
-        window_end_s: Where a full window would end, in seconds of the audio.
+        start_frame: First mel frame; one frame is 10 ms.
+        frames: Mel frames of audio in the window, at most 3000.
+        start_s: Start, in seconds of the audio.
+        duration_s: Length in seconds.
+        window_end_s: End of a full window of 30 s, in seconds of the audio.
     """
 
     start_frame: int
@@ -68,14 +68,14 @@ class Span:
 
 @dataclass(slots=True)
 class Draft:
-    """A segment whose times may still move.
+    """A segment whose times may still change.
 
     Attributes:
-        start_s: Begin, in seconds of the audio.
+        start_s: Start, in seconds of the audio.
         end_s: End, in seconds of the audio.
-        text: What was said.
-        tokens: The tokens, timestamps among them.
-        words: The words; None unless word times were asked for.
+        text: The spoken text.
+        tokens: Its tokens, with the timestamp tokens.
+        words: Its words; None unless word times are wanted.
     """
 
     start_s: float
@@ -91,56 +91,56 @@ def add_words(
     model: Whisper,
     tokenizer: Tokenizer,
     features: mx.array,
-    span: Span,
+    bounds: WindowBounds,
     settings: DecodeSettings,
     last_speech_s: float,
 ) -> None:
-    """Give drafts their words, and times that agree with them.
+    """Set the words of drafts, and change the drafts' times to agree with them.
 
     Args:
         drafts: The segments of one window; changed in place.
-        model: The network, for its decoder and alignment heads.
-        tokenizer: The tokenizer the window was decoded with.
+        model: The network; its decoder and alignment heads are used.
+        tokenizer: The tokenizer that the window was decoded with.
         features: The encoded window. Shape (1500, state), float16 or float32.
-        span: The part of the audio the window covers.
-        settings: Says which punctuation belongs to which word.
-        last_speech_s: End of the last word before the window, in seconds.
+        bounds: The part of the audio that the window covers.
+        settings: `prepend_punctuations` and `append_punctuations` are used.
+        last_speech_s: End of the last word before the window, in seconds of the audio.
     """
     texts = [[token for token in draft.tokens if token < tokenizer.eot] for draft in drafts]
     tokens = [token for text in texts for token in text]
-    words = align_words(model, features, tokenizer, tokens, frames=span.frames)
+    words = align_words(model, features, tokenizer, tokens, frames=bounds.frames)
     typical_s = _typical_duration_s(words)
     _shorten_at_sentence_ends(words, longest_s=2 * typical_s)
     _merge_punctuation(
         words, before=settings.prepend_punctuations, after=settings.append_punctuations
     )
-    offset_s = span.start_frame / FRAMES_PER_SECOND
+    offset_s = bounds.start_frame / FRAMES_PER_SECOND
     used = 0
     for draft, text in zip(drafts, texts, strict=True):
-        mine: list[AlignedWord] = []
+        found: list[AlignedWord] = []
         covered = 0
         while used < len(words) and covered < len(text):
             word = words[used]
             if word.word:
                 start_s, end_s = (round(offset_s + t, 2) for t in (word.start_s, word.end_s))
-                mine.append(replace(word, start_s=start_s, end_s=end_s))
+                found.append(replace(word, start_s=start_s, end_s=end_s))
             covered += len(word.tokens)
             used += 1
-        if mine:
-            _shorten_after_pause(mine, last_speech_s=last_speech_s, typical_s=typical_s)
-            _fit_edges(draft, mine, typical_s=typical_s)
+        if found:
+            _shorten_after_pause(found, last_speech_s=last_speech_s, typical_s=typical_s)
+            _fit_edges(draft, found, typical_s=typical_s)
             last_speech_s = draft.end_s
-        draft.words = tuple(Word(w.word, w.start_s, w.end_s, w.probability) for w in mine)
+        draft.words = tuple(Word(w.word, w.start_s, w.end_s, w.probability) for w in found)
 
 
 def _typical_duration_s(words: Sequence[AlignedWord]) -> float:
-    """Return the median duration of words, in seconds: 0 without words, 0.7 at most."""
+    """Return the median duration of words in seconds: at most 0.7, and 0 without words."""
     durations_s = [word.end_s - word.start_s for word in words if word.end_s != word.start_s]
-    return min(_LONGEST_TYPICAL_S, float(np.median(durations_s))) if durations_s else 0.0
+    return min(_MAX_TYPICAL_WORD_S, float(np.median(durations_s))) if durations_s else 0.0
 
 
 def _shorten_at_sentence_ends(words: Sequence[AlignedWord], *, longest_s: float) -> None:
-    """Shorten a long mark that ends a sentence, and a long word after one: a pause is in them."""
+    """Shorten a long sentence mark, and a long word after one: they contain a pause."""
     if not longest_s:
         return
     for previous, word in pairwise(words):
@@ -152,7 +152,7 @@ def _shorten_at_sentence_ends(words: Sequence[AlignedWord], *, longest_s: float)
 
 
 def _merge_punctuation(words: Sequence[AlignedWord], *, before: str, after: str) -> None:
-    """Join punctuation to the word that it belongs to. What was joined is left without text."""
+    """Join punctuation to its word. A mark that was joined is left without text and tokens."""
     following = len(words) - 1
     for at in range(len(words) - 2, -1, -1):
         mark, word = words[at], words[following]
@@ -176,7 +176,7 @@ def _merge_punctuation(words: Sequence[AlignedWord], *, before: str, after: str)
 def _shorten_after_pause(
     words: Sequence[AlignedWord], *, last_speech_s: float, typical_s: float
 ) -> None:
-    """Shorten the first two words of a segment where a pause before them is in their time."""
+    """Shorten the first two words of a segment if their times contain a pause before them."""
     longest_s = 2 * typical_s
     first = words[0]
     if first.end_s - last_speech_s <= 2 * longest_s:
@@ -191,83 +191,86 @@ def _shorten_after_pause(
 
 
 def _fit_edges(draft: Draft, words: Sequence[AlignedWord], *, typical_s: float) -> None:
-    """Let a segment begin and end with its words, or where a word is too long, the reverse."""
+    """Set a segment's times to those of its words; where a word is too long, the reverse."""
     first, last = words[0], words[-1]
-    if draft.start_s < first.end_s and draft.start_s - _EDGE_WORD_S > first.start_s:
+    if draft.start_s < first.end_s and draft.start_s - _MAX_EDGE_SHIFT_S > first.start_s:
         first.start_s = max(0.0, min(first.end_s - typical_s, draft.start_s))
     else:
         draft.start_s = first.start_s
-    if draft.end_s > last.start_s and draft.end_s + _EDGE_WORD_S < last.end_s:
+    if draft.end_s > last.start_s and draft.end_s + _MAX_EDGE_SHIFT_S < last.end_s:
         last.end_s = max(last.start_s + typical_s, draft.end_s)
     else:
         draft.end_s = last.end_s
 
 
-def end_of_speech_s(drafts: list[Draft]) -> float | None:
-    """Return where the last word ends, in seconds; without words, the last segment."""
+def find_speech_end_s(drafts: list[Draft]) -> float | None:
+    """Return the end of the last word, or without words of the last segment, in seconds."""
     for draft in reversed(drafts):
         if draft.words:
             return draft.words[-1].end_s
     return drafts[-1].end_s if drafts else None
 
 
-def skip_leading_silence(drafts: list[Draft], *, span: Span, threshold_s: float) -> int | None:
-    """Find where the window should begin instead when its first words look invented.
+def skip_leading_silence(
+    drafts: list[Draft], *, bounds: WindowBounds, threshold_s: float
+) -> int | None:
+    """Return where a window should begin instead, if its first words are probably invented.
 
     Args:
         drafts: The segments of one window, with words.
-        span: The part of the audio the window covers.
+        bounds: The part of the audio that the window covers.
         threshold_s: Silence longer than this is skipped, in seconds.
 
     Returns:
-        The frame to decode again from, or None when the window stands.
+        The mel frame to decode again from; None if the window is right.
     """
-    first = _next_with_words(drafts)
+    first = _first_with_words(drafts)
     if first is None or not _is_anomaly(first):
         return None
-    gap_s = first.start_s - span.start_s
+    gap_s = first.start_s - bounds.start_s
     if gap_s <= threshold_s:
         return None
-    return span.start_frame + round(gap_s * FRAMES_PER_SECOND)
+    return bounds.start_frame + round(gap_s * FRAMES_PER_SECOND)
 
 
 def drop_hallucinations(
     drafts: list[Draft],
     *,
-    span: Span,
+    bounds: WindowBounds,
     threshold_s: float,
     last_speech_s: float,
     content_frames: int,
 ) -> int | None:
-    """Remove what looks invented between silences, and all after it.
+    """Remove a segment that is probably invented, between silences, and all segments after it.
 
     Args:
         drafts: The segments of one window, with words; changed in place.
-        span: The part of the audio the window covers.
+        bounds: The part of the audio that the window covers.
         threshold_s: Silence longer than this is skipped, in seconds.
-        last_speech_s: End of the last word before the window, in seconds.
-        content_frames: Frames of the whole audio.
+        last_speech_s: End of the last word before the window, in seconds of the audio.
+        content_frames: Mel frames of the whole audio.
 
     Returns:
-        The frame to go on from, or None when nothing was removed.
+        The mel frame to go on from; None if no segment was removed.
     """
     previous_end_s = last_speech_s
     for index, draft in enumerate(drafts):
         if not draft.words:
             continue
-        following = _next_with_words(drafts[index + 1 :])
+        following = _first_with_words(drafts[index + 1 :])
         if _is_anomaly(draft) and _is_isolated(
-            draft, following, span=span, threshold_s=threshold_s, previous_end_s=previous_end_s
+            draft, following, bounds=bounds, threshold_s=threshold_s, previous_end_s=previous_end_s
         ):
             del drafts[index:]
             if content_frames / FRAMES_PER_SECOND - draft.end_s < threshold_s:
                 return content_frames
-            return round(max(span.start_s + 1, draft.start_s) * FRAMES_PER_SECOND)
+            return round(max(bounds.start_s + 1, draft.start_s) * FRAMES_PER_SECOND)
         previous_end_s = draft.end_s
     return None
 
 
-def _next_with_words(drafts: list[Draft]) -> Draft | None:
+def _first_with_words(drafts: list[Draft]) -> Draft | None:
+    """Return the first segment that has words, if there is one."""
     return next((draft for draft in drafts if draft.words), None)
 
 
@@ -275,38 +278,39 @@ def _is_isolated(
     draft: Draft,
     following: Draft | None,
     *,
-    span: Span,
+    bounds: WindowBounds,
     threshold_s: float,
     previous_end_s: float,
 ) -> bool:
+    """Return whether silence, an anomaly or the window's edge is on both sides of a segment."""
     if following is not None and following.words:
         next_start_s = following.words[0].start_s
     else:
-        next_start_s = span.start_s + span.duration_s
+        next_start_s = bounds.start_s + bounds.duration_s
     silence_before = (
         draft.start_s - previous_end_s > threshold_s
         or draft.start_s < threshold_s
-        or draft.start_s - span.start_s < _EDGE_S
+        or draft.start_s - bounds.start_s < _WINDOW_EDGE_S
     )
     silence_after = (
         next_start_s - draft.end_s > threshold_s
         or _is_anomaly(following)
-        or span.window_end_s - draft.end_s < _EDGE_S
+        or bounds.window_end_s - draft.end_s < _WINDOW_EDGE_S
     )
     return silence_before and silence_after
 
 
 def _is_anomaly(draft: Draft | None) -> bool:
-    """Tell whether a segment's first words are mostly improbable, too short or too long."""
+    """Return whether most of a segment's first words are improbable, too short or too long."""
     if draft is None or not draft.words:
         return False
     words = [word for word in draft.words if word.word not in _PUNCTUATION][:_SCORED_WORDS]
     score = sum(_anomaly_score(word) for word in words)
-    return score >= 3 or score + 0.01 >= len(words)  # noqa: PLR2004  upstream's numbers
+    return score >= 3 or score + 0.01 >= len(words)  # noqa: PLR2004  numbers of openai/whisper
 
 
 def _anomaly_score(word: Word) -> float:
-    # The numbers are upstream's.
+    """Return how unusual a word is; the numbers are those of openai/whisper."""
     duration_s = word.end_s - word.start_s
     score = 1.0 if word.probability < 0.15 else 0.0  # noqa: PLR2004
     if duration_s < 0.133:  # noqa: PLR2004

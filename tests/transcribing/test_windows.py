@@ -418,7 +418,7 @@ def test_a_window_that_would_begin_again_where_it_began_is_left(
     """Whatever the rules of word times say, every window ends later than the one before."""
     monkeypatch.setattr(
         "fastwhisper.transcribing.windows.skip_leading_silence",
-        lambda *_, span, **__: span.start_frame,
+        lambda *_, bounds, **__: bounds.start_frame,
     )
     audio = open_mel(noise(65), n_mels=80)
     windows = list(

@@ -6,14 +6,16 @@ import pytest
 
 from fastwhisper.transcribing.words import (
     Draft,
-    Span,
+    WindowBounds,
     drop_hallucinations,
-    end_of_speech_s,
+    find_speech_end_s,
     skip_leading_silence,
 )
 from fastwhisper.values import Word
 
-SPAN = Span(start_frame=1000, frames=3000, start_s=10.0, duration_s=30.0, window_end_s=40.0)
+BOUNDS = WindowBounds(
+    start_frame=1000, frames=3000, start_s=10.0, duration_s=30.0, window_end_s=40.0
+)
 CONTENT_FRAMES = 10_000
 
 
@@ -46,7 +48,7 @@ def drop(
     """Drop what looks invented between silences of more than 3 s."""
     return drop_hallucinations(
         drafts,
-        span=SPAN,
+        bounds=BOUNDS,
         threshold_s=3.0,
         last_speech_s=last_speech_s,
         content_frames=content_frames,
@@ -58,24 +60,24 @@ def drop(
 
 def test_a_window_begins_again_after_leading_silence() -> None:
     """Unlikely first words after a long gap: the window moves to where they begin."""
-    assert skip_leading_silence([invented(15.0, 17.0)], span=SPAN, threshold_s=3.0) == 1500
+    assert skip_leading_silence([invented(15.0, 17.0)], bounds=BOUNDS, threshold_s=3.0) == 1500
 
 
 def test_likely_words_keep_their_silence() -> None:
     """A gap alone is no reason."""
-    assert skip_leading_silence([real(15.0, 17.0)], span=SPAN, threshold_s=3.0) is None
+    assert skip_leading_silence([real(15.0, 17.0)], bounds=BOUNDS, threshold_s=3.0) is None
 
 
 def test_a_short_gap_is_no_silence() -> None:
     """Unlikely words right at the begin stand."""
-    assert skip_leading_silence([invented(12.0, 14.0)], span=SPAN, threshold_s=3.0) is None
+    assert skip_leading_silence([invented(12.0, 14.0)], bounds=BOUNDS, threshold_s=3.0) is None
 
 
 def test_segments_without_words_are_passed_over() -> None:
     """The first words decide, not the first segment."""
     drafts = [Draft(10.0, 11.0, "", [], ()), invented(15.0, 17.0)]
-    assert skip_leading_silence(drafts, span=SPAN, threshold_s=3.0) == 1500
-    assert skip_leading_silence(drafts[:1], span=SPAN, threshold_s=3.0) is None
+    assert skip_leading_silence(drafts, bounds=BOUNDS, threshold_s=3.0) == 1500
+    assert skip_leading_silence(drafts[:1], bounds=BOUNDS, threshold_s=3.0) is None
 
 
 # Between silences
@@ -155,14 +157,14 @@ def test_punctuation_is_not_judged() -> None:
 def test_speech_ends_with_the_last_word() -> None:
     """The last segment that has words decides."""
     silent = Draft(25.0, 30.0, "", [], ())
-    assert end_of_speech_s([real(10.0, 12.0), silent]) == 12.0
+    assert find_speech_end_s([real(10.0, 12.0), silent]) == 12.0
 
 
 def test_without_words_speech_ends_with_the_last_segment() -> None:
     """A segment's end stands in for a word's."""
-    assert end_of_speech_s([Draft(10.0, 11.0, "a", [1], None)]) == 11.0
+    assert find_speech_end_s([Draft(10.0, 11.0, "a", [1], None)]) == 11.0
 
 
 def test_no_segments_no_end() -> None:
     """An empty window says nothing about where speech ends."""
-    assert end_of_speech_s([]) is None
+    assert find_speech_end_s([]) is None
