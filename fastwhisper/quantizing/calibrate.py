@@ -13,24 +13,21 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from fastwhisper.quantizing.recipe import EMBEDDING
-from fastwhisper.quantizing.rounding import (
-    DAMPING,
+from fastwhisper.quantizing.grid import (
     Grid,
-    Moments,
     Packed,
-    compensate,
     dequantize,
     pack,
-    refit,
     round_to_nearest,
     search_grid,
 )
+from fastwhisper.quantizing.recipe import EMBEDDING
+from fastwhisper.quantizing.rounding import DAMPING, Moments, compensate, refit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from fastwhisper.quantizing.rounding import Codes, Floats
+    from fastwhisper.quantizing.grid import Codes, Floats
     from fastwhisper.values import ModulePrecision
     from fastwhisper.whisper.network import Block, Whisper
 

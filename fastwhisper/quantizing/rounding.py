@@ -1,299 +1,134 @@
-"""Weights and what they are multiplied with -> weights in MLX's affine group format.
+"""A weight and the moments of its inputs -> the weight in MLX's affine group format.
 
-Rounding every weight to the nearest step of its grid is not the rounding that changes a layer's
-output least: its inputs are correlated, so the error of one column can be taken back by the next
-ones. That needs nothing but the second moments of the inputs.
+Rounding each weight to the nearest value does not give the smallest error of a layer's output: the
+inputs are correlated, so other columns can compensate the error of one column. That needs only the
+second moments of the inputs.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
+from fastwhisper.quantizing.grid import RIDGE, ROWS_AT_ONCE, Grid, dequantize, round_to_float16
+
 if TYPE_CHECKING:
-    from fastwhisper.values import ModulePrecision
+    from fastwhisper.quantizing.grid import Codes, Floats
 
-    Floats: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
-    Codes: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
-
-__all__ = [
-    "DAMPING",
-    "Grid",
-    "Moments",
-    "Packed",
-    "compensate",
-    "dequantize",
-    "pack",
-    "refit",
-    "round_to_nearest",
-    "search_grid",
-]
+__all__ = ["DAMPING", "Moments", "compensate", "refit"]
 
 DAMPING: Final = 0.01
-"""Added to the diagonal of second moments, as a share of its mean. Source: Frantar et al. 2022,
-section 3.3."""
-
-_CLIPS: Final = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
-"""Shares of a group's range that are tried: clipping its extremes makes the other steps finer."""
+"""Is added to the diagonal of the second moments, as a fraction of the diagonal's mean. Source:
+Frantar et al. 2022, section 3.3."""
 
 _BLOCK_COLUMNS: Final = 64
-_ROWS: Final = 2048
-"""Rows handled at once, so that what is worked on stays in the processor's cache."""
-
 _SWEEPS: Final = 2
-_RIDGE: Final = 1e-6
-_TINY: Final = np.float32(1e-30)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Grid:
-    """The values that the weights of each group may take: `scale * code + bias`.
-
-    Attributes:
-        scales: Shape (rows, groups), float32 that float16 holds exactly.
-        biases: Shape (rows, groups), float32 that float16 holds exactly.
-        precision: Bits of a code, and columns of a group.
-    """
-
-    scales: Floats
-    biases: Floats
-    precision: ModulePrecision
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Packed:
-    """One quantized weight as MLX stores it.
-
-    Attributes:
-        weight: Shape (rows, columns * bits / 32), uint32.
-        scales: Shape (rows, groups), float16.
-        biases: Shape (rows, groups), float16.
-    """
-
-    weight: np.ndarray[tuple[int, ...], np.dtype[np.uint32]]
-    scales: np.ndarray[tuple[int, ...], np.dtype[np.float16]]
-    biases: np.ndarray[tuple[int, ...], np.dtype[np.float16]]
+"""How often every code is chosen again."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Moments:
-    """What is known of a layer's inputs.
+    """The moments of a layer's inputs.
 
     Attributes:
-        mean: Shape (columns,), float32.
-        second: Moments about the mean, which a bias takes care of. Shape (columns, columns),
-            float32.
+        mean: Mean of each column. Shape (columns,), float32.
+        second: Second moments about the mean; the layer's bias compensates the mean itself. Shape
+            (columns, columns), float32.
     """
 
     mean: Floats
     second: Floats
 
 
-def pack(codes: Codes, grid: Grid) -> Packed:
-    """Pack codes into MLX's words: one stream of bits for each row, lowest bits first.
-
-    Args:
-        codes: Shape (rows, columns), uint8, each below two to the power of the bits.
-        grid: The grid they belong to.
-
-    Source:
-        `mlx.core.quantize`; MLX's `pack_and_quantize` for bits that don't divide 32.
-    """
-    bits = grid.precision.bits
-    rows, columns = codes.shape
-    weight = np.empty((rows, columns * bits // 32), np.uint32)
-    for start in range(0, rows, _ROWS):
-        part = codes[start : start + _ROWS, :, None]
-        stream = np.unpackbits(part, axis=2, bitorder="little")[:, :, :bits]
-        packed = np.packbits(stream.reshape(len(part), -1), axis=1, bitorder="little")
-        weight[start : start + _ROWS] = packed.view("<u4")
-    return Packed(weight, grid.scales.astype(np.float16), grid.biases.astype(np.float16))
-
-
-def dequantize(codes: Codes, grid: Grid) -> Floats:
-    """Give the weights that codes stand for. Returns shape (rows, columns), float32."""
-    groups = codes.reshape(*grid.scales.shape, grid.precision.group_size).astype(np.float32)
-    groups *= grid.scales[:, :, None]
-    groups += grid.biases[:, :, None]
-    return groups.reshape(codes.shape)
-
-
-def round_to_nearest(weight: Floats, grid: Grid) -> Codes:
-    """Give each weight the nearest code of its grid.
-
-    Args:
-        weight: Shape (rows, columns), float32.
-        grid: Its grid.
-
-    Returns:
-        Shape (rows, columns), uint8.
-    """
-    top = (1 << grid.precision.bits) - 1
-    codes = np.empty(weight.shape, np.uint8)
-    for start in range(0, len(weight), _ROWS):
-        rows = slice(start, start + _ROWS)
-        scales, biases = grid.scales[rows], grid.biases[rows]
-        groups = weight[rows].reshape(*scales.shape, -1) - biases[:, :, None]
-        groups /= scales[:, :, None]
-        codes[rows] = np.clip(np.rint(groups), 0, top).reshape(len(scales), -1)
-    return codes
-
-
-def search_grid(
-    weight: Floats, precision: ModulePrecision, importance: Floats | None = None
-) -> Grid:
-    """Find the grid of each group on which its weights, rounded, are off least.
-
-    Several clippings of the range are tried; each is improved by least squares of the weights
-    over their codes.
-
-    Args:
-        weight: Shape (rows, columns), float32.
-        precision: Bits and group size; the columns are a multiple of the group size.
-        importance: How much an error in a column counts. Shape (columns,), float32.
-
-    Returns:
-        The grid.
-    """
-    rows, columns = weight.shape
-    groups = columns // precision.group_size
-    share = np.ones((groups, precision.group_size), np.float32)
-    if importance is not None:
-        # A column that is never used must not be free to take any value.
-        share = importance.reshape(share.shape) + np.float32(_RIDGE) * importance.max() + _TINY
-        share /= share.mean(axis=1, keepdims=True)
-    scales = np.empty((rows, groups), np.float32)
-    biases = np.empty((rows, groups), np.float32)
-    for start in range(0, rows, _ROWS):
-        part = weight[start : start + _ROWS].reshape(-1, groups, precision.group_size)
-        found = _search(part, share, precision.bits)
-        scales[start : start + _ROWS], biases[start : start + _ROWS] = found
-    return Grid(scales, biases, precision)
-
-
-def _search(part: Floats, share: Floats, bits: int) -> tuple[Floats, Floats]:
-    """Search the grids of some rows. `part` has shape (rows, groups, group size)."""
-    top = np.float32((1 << bits) - 1)
-    low, high = part.min(axis=2), part.max(axis=2)
-    best = np.full(low.shape, np.inf, np.float32)
-    scales, biases = np.ones_like(low), low.copy()
-    for clip in _CLIPS:
-        scale, bias = _as_float16((high - low) * (np.float32(clip) / top), low * np.float32(clip))
-        for refined in (False, True):
-            codes = part - bias[:, :, None]
-            codes /= scale[:, :, None]
-            codes = np.clip(np.rint(codes, out=codes), 0, top, out=codes)
-            if refined:
-                error = codes * scale[:, :, None]
-                error += bias[:, :, None]
-                error -= part
-                loss = np.einsum("rgk,rgk,gk->rg", error, error, share, optimize=False)
-                better = loss < best
-                best = np.where(better, loss, best)
-                scales = np.where(better, scale, scales)
-                biases = np.where(better, bias, biases)
-            else:
-                scale, bias = _least_squares(part, codes, share, scale, bias)
-    return scales, biases
-
-
-def _least_squares(
-    part: Floats, codes: Floats, share: Floats, scale: Floats, bias: Floats
-) -> tuple[Floats, Floats]:
-    """Fit each group's weights as a line over their codes; keep what can't be fitted."""
-    total = share.sum(axis=1)
-    mean_code = np.einsum("rgk,gk->rg", codes, share, optimize=False) / total
-    mean_part = np.einsum("rgk,gk->rg", part, share, optimize=False) / total
-    spread = np.einsum("rgk,rgk,gk->rg", codes, codes, share, optimize=False) / total
-    slope = np.einsum("rgk,rgk,gk->rg", codes, part, share, optimize=False) / total
-    spread -= mean_code**2
-    slope -= mean_code * mean_part
-    usable = (spread > _RIDGE) & (slope > 0)
-    fitted = np.where(usable, slope / np.where(usable, spread, 1), scale)
-    return _as_float16(fitted, np.where(usable, mean_part - fitted * mean_code, bias))
-
-
-def _as_float16(scale: Floats, bias: Floats) -> tuple[Floats, Floats]:
-    """Round to what the file will hold; a scale of zero, of equal weights, would divide by it."""
-    held = scale.astype(np.float16).astype(np.float32)
-    held = np.where(held > 0, held, np.float32(1))
-    return held, bias.astype(np.float16).astype(np.float32)
-
-
 def compensate(weight: Floats, grid: Grid, second: Floats, *, damping: float = DAMPING) -> Codes:
-    """Round column by column, and let the columns to come take back the error of each.
+    """Round column by column, and compensate the error of each column in the columns after it.
 
-    The columns with the largest inputs go first. The result is then improved by choosing each
-    code anew, the others given, until that has been done twice for every column.
+    The columns with the largest inputs come first. Then each code is chosen again while the other
+    codes stay as they are, twice for every column.
 
     Args:
         weight: Shape (rows, columns), float32.
-        grid: Its grid.
+        grid: The grid of the weight.
         second: Second moments of the inputs. Shape (columns, columns), float32.
-        damping: Share of their mean diagonal that is added to it.
+        damping: Is added to the moments' diagonal, as a fraction of the diagonal's mean.
 
     Returns:
-        Shape (rows, columns), uint8.
+        The codes. Shape (rows, columns), uint8.
+
+    Raises:
+        FloatingPointError: `second` is not finite.
 
     Source:
         Frantar et al. 2022, "GPTQ", section 3.3 and its later "act order"; Chee et al. 2023,
-        "QuIP", supplement B.2, for the improvement.
+        "QuIP", supplement B.2, for choosing codes again.
     """
     order = np.argsort(-np.diag(second), kind="stable")
-    moments, upper = _inverted(second[np.ix_(order, order)], damping)
-    # Rows of what is worked on are columns of the weight, so that each is one stretch.
+    moments, upper = _invert(second[np.ix_(order, order)], damping)
+    # The arrays are transposed, so that a column of the weight is contiguous in memory.
     codes = np.empty(weight.shape, np.uint8)
     group = order // grid.precision.group_size
     top = np.float32((1 << grid.precision.bits) - 1)
-    for start in range(0, len(weight), _ROWS):
-        rows = slice(start, start + _ROWS)
+    for start in range(0, len(weight), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
         scales = np.ascontiguousarray(grid.scales[rows].T[group])
         biases = np.ascontiguousarray(grid.biases[rows].T[group])
         wanted = np.ascontiguousarray(weight[rows].T[order])
-        lines = _Lines(scales, biases, top)
-        found = _compensate(wanted.copy(), lines, upper)
+        columns = _ColumnGrid(scales, biases, top)
+        found = _round_columns(wanted.copy(), columns, upper)
         for _ in range(_SWEEPS):
-            _descend(found, wanted, lines, moments)
+            _choose_again(found, wanted, columns, moments)
         codes[rows, order] = found.T
     return codes
 
 
-def _inverted(second: Floats, damping: float) -> tuple[Floats, Floats]:
-    """Give damped moments, and the upper Cholesky factor of their inverse."""
+def _invert(second: Floats, damping: float) -> tuple[Floats, Floats]:
+    """Compute damped moments, and the upper Cholesky factor of their inverse."""
     if not np.isfinite(second).all():
-        raise FloatingPointError("a layer's inputs are not finite")
+        raise FloatingPointError("the inputs of a layer are not finite")
     while True:
-        damped = _damped(second, damping)
+        damped = _add_damping(second, damping)
         try:
             upper = np.linalg.cholesky(np.linalg.inv(damped)).T
         except np.linalg.LinAlgError:
-            # Rounding has made tiny moments negative; with enough damping none is.
+            # Rounding errors made small eigenvalues negative. Enough damping makes all positive.
             damping *= 10
             continue
         return damped.astype(np.float32), upper.astype(np.float32)
 
 
-def _damped(second: Floats, damping: float) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def _add_damping(
+    second: Floats, damping: float
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    """Return moments with damping on their diagonal. Shape (columns, columns), float64."""
     damped = second.astype(np.float64)
     diagonal = np.diag(damped)
-    # A column that is always zero may take any code: its row and column are the unit's.
-    damped[np.diag_indices_from(damped)] += damping * max(float(diagonal.mean()), _RIDGE)
+    # Where all inputs are zero, the ridge keeps the matrix invertible.
+    damped[np.diag_indices_from(damped)] += damping * max(float(diagonal.mean()), RIDGE)
     return damped
 
 
-class _Lines(NamedTuple):
-    """A grid by columns: the scale and bias of each weight, and the largest code."""
+class _ColumnGrid(NamedTuple):
+    """The grid of each weight, transposed: scales and biases of shape (columns, rows), float32."""
 
     scales: Floats
     biases: Floats
     top: np.float32
 
 
-def _compensate(wanted: Floats, lines: _Lines, upper: Floats) -> Floats:
-    """Do what `compensate` says, on transposed and ordered arrays. Changes `wanted`."""
-    scales, biases, top = lines
+def _round_columns(wanted: Floats, grid: _ColumnGrid, upper: Floats) -> Floats:
+    """Round column by column, and compensate each error. Changes `wanted`.
+
+    Args:
+        wanted: The transposed weight. Shape (columns, rows), float32.
+        grid: Its grid.
+        upper: Cholesky factor of the inverse moments. Shape (columns, columns), float32.
+
+    Returns:
+        The codes. Shape (columns, rows), float32.
+    """
+    scales, biases, top = grid
     columns = len(wanted)
     codes = np.empty_like(wanted)
     errors = np.empty((_BLOCK_COLUMNS, wanted.shape[1]), np.float32)
@@ -308,58 +143,66 @@ def _compensate(wanted: Floats, lines: _Lines, upper: Floats) -> Floats:
     return codes
 
 
-def _descend(codes: Floats, wanted: Floats, lines: _Lines, moments: Floats) -> None:
-    """Choose each code anew, the others given. Changes `codes`."""
-    scales, biases, top = lines
+def _choose_again(codes: Floats, wanted: Floats, grid: _ColumnGrid, moments: Floats) -> None:
+    """Choose each code again while the other codes stay as they are. Changes `codes`.
+
+    Args:
+        codes: Shape (columns, rows), float32.
+        wanted: The transposed weight. Shape (columns, rows), float32.
+        grid: Its grid.
+        moments: Damped second moments. Shape (columns, columns), float32.
+    """
+    scales, biases, top = grid
     columns = len(wanted)
-    pull = moments @ (wanted - codes * scales - biases)
+    gradient = moments @ (wanted - codes * scales - biases)
     steps = np.empty((_BLOCK_COLUMNS, wanted.shape[1]), np.float32)
     for start in range(0, columns, _BLOCK_COLUMNS):
         end = min(start + _BLOCK_COLUMNS, columns)
         for at in range(start, end):
-            shift = np.rint(pull[at] / (moments[at, at] * scales[at]))
+            shift = np.rint(gradient[at] / (moments[at, at] * scales[at]))
             chosen = np.clip(codes[at] + shift, 0, top)
             step = (chosen - codes[at]) * scales[at]
-            pull[at + 1 : end] -= moments[at + 1 : end, at, None] * step
+            gradient[at + 1 : end] -= moments[at + 1 : end, at, None] * step
             steps[at - start] = step
             codes[at] = chosen
-        pull[end:] -= moments[end:, start:end] @ steps[: end - start]
+        gradient[end:] -= moments[end:, start:end] @ steps[: end - start]
 
 
 def refit(
     weight: Floats, codes: Codes, grid: Grid, second: Floats, *, damping: float = DAMPING
 ) -> Grid:
-    """Choose scales and biases anew, all groups of a row together, the codes given.
+    """Compute new scales and biases for given codes, for all groups of a row together.
 
     Args:
         weight: Shape (rows, columns), float32.
         codes: Shape (rows, columns), uint8.
-        grid: The grid they were chosen on.
+        grid: The grid that the codes were chosen on.
         second: Second moments of the inputs. Shape (columns, columns), float32.
-        damping: Share of their mean diagonal that is added to it.
+        damping: Is added to the moments' diagonal, as a fraction of the diagonal's mean.
 
     Returns:
-        The grid with which the layer's output is off least.
+        The grid with the smallest error of the layer's output.
     """
-    damped = _damped(second, damping).astype(np.float32)
+    damped = _add_damping(second, damping).astype(np.float32)
     size = grid.precision.group_size
     rows, groups = grid.scales.shape
     starts = range(0, len(damped), size)
     scales, biases = np.empty_like(grid.scales), np.empty_like(grid.biases)
     ones = np.add.reduceat(damped, starts, axis=0)
     both = np.add.reduceat(ones, starts, axis=1)
-    batch = max(1, _ROWS // groups)
+    batch = max(1, ROWS_AT_ONCE // groups)
     for start in range(0, rows, batch):
         part = slice(start, start + batch)
         code = codes[part].astype(np.float32)
         count = len(code)
-        error = weight[part] - dequantize(codes[part], _rows(grid, part))
-        pull = error @ damped
-        # The normal equations of a correction, in (scales, biases) of all groups.
+        old = Grid(grid.scales[part], grid.biases[part], grid.precision)
+        error = weight[part] - dequantize(codes[part], old)
+        gradient = error @ damped
+        # The normal equations of the change of the scales and biases of all groups.
         left = np.empty((count, 2 * groups, 2 * groups), np.float32)
         right = np.empty((count, 2 * groups), np.float32)
-        right[:, :groups] = np.add.reduceat(pull * code, starts, axis=1)
-        right[:, groups:] = np.add.reduceat(pull, starts, axis=1)
+        right[:, :groups] = np.add.reduceat(gradient * code, starts, axis=1)
+        right[:, groups:] = np.add.reduceat(gradient, starts, axis=1)
         left[:, groups:, groups:] = both
         for at in range(groups):
             inside = slice(at * size, (at + 1) * size)
@@ -369,18 +212,14 @@ def refit(
             left[:, at, groups:] = code[:, inside] @ ones[:, inside].T
         left[:, groups:, :groups] = left[:, :groups, groups:].transpose(0, 2, 1)
         diagonal = np.einsum("rii->ri", left)
-        diagonal += _RIDGE * diagonal.max(axis=1, keepdims=True)
+        diagonal += RIDGE * diagonal.max(axis=1, keepdims=True)
         change = np.linalg.solve(left.astype(np.float64), right[:, :, None])[:, :, 0]
         scale = (grid.scales[part] + change[:, :groups]).astype(np.float32)
         bias = (grid.biases[part] + change[:, groups:]).astype(np.float32)
-        fitted = _as_float16(scale, bias)
-        # A scale that turned negative, or that float16 can't hold, is no improvement.
-        sound = (scale > 0) & np.isfinite(fitted[0]) & np.isfinite(fitted[1])
-        sound = np.logical_and.reduce(sound, axis=1, keepdims=True)
-        scales[part] = np.where(sound, fitted[0], grid.scales[part])
-        biases[part] = np.where(sound, fitted[1], grid.biases[part])
+        fitted = round_to_float16(scale, bias)
+        # A row keeps its grid where a scale became negative, or where float16 can't hold a value.
+        usable = (scale > 0) & np.isfinite(fitted[0]) & np.isfinite(fitted[1])
+        usable = np.logical_and.reduce(usable, axis=1, keepdims=True)
+        scales[part] = np.where(usable, fitted[0], grid.scales[part])
+        biases[part] = np.where(usable, fitted[1], grid.biases[part])
     return Grid(scales, biases, grid.precision)
-
-
-def _rows(grid: Grid, part: slice) -> Grid:
-    return Grid(grid.scales[part], grid.biases[part], grid.precision)

@@ -11,19 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastwhisper.checkpoint.expected import BITS, GROUP_SIZES
-from fastwhisper.quantizing.rounding import (
+from fastwhisper.quantizing.grid import (
     Grid,
-    compensate,
     dequantize,
     pack,
-    refit,
     round_to_nearest,
     search_grid,
 )
+from fastwhisper.quantizing.rounding import compensate, refit
 from fastwhisper.values import ModulePrecision
 
 if TYPE_CHECKING:
-    from fastwhisper.quantizing.rounding import Floats
+    from fastwhisper.quantizing.grid import Floats
 
 PRECISIONS = [ModulePrecision(bits, size) for bits in BITS for size in GROUP_SIZES]
 
