@@ -234,7 +234,7 @@ def quantize(options: argparse.Namespace) -> int:
 
 def cache(options: argparse.Namespace) -> int:
     """List or clear the converted checkpoints: `fastwhisper cache`."""
-    directory = converted.root()
+    directory = converted.find_root()
     if directory is None:
         print(f"The cache is off ({converted.VARIABLE}).")
     elif options.clear:

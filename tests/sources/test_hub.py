@@ -274,7 +274,10 @@ def test_generation_config_comes_along(server: HubServer) -> None:
 def test_repository_without_a_model_lists_what_it_has(server: HubServer) -> None:
     """What is no model is refused by name, and nothing of it is downloaded."""
     server.add(REPO, {"config.json": CONFIG, "pytorch_model.bin": b"pickle"})
-    with pytest.raises(ModelNotFoundError, match=r"pytorch_model\.bin; a model has config\.json"):
+    with pytest.raises(
+        ModelNotFoundError,
+        match=r"has config\.json, pytorch_model\.bin, but a model has config\.json",
+    ):
         fetch()
     assert server.paths("/resolve/") == []
 
@@ -343,7 +346,7 @@ def test_unknown_revision_is_no_fallback(server: HubServer) -> None:
 @pytest.mark.parametrize("revision", ["../../x", "/etc", "a/../b", "nul\0"])
 def test_revision_can_not_leave_the_cache(revision: str) -> None:
     """A revision that is a path to elsewhere is refused."""
-    with pytest.raises(ModelNotFoundError, match="no branch"):
+    with pytest.raises(ModelNotFoundError, match="not a branch"):
         find.find_local(REPO, LoadOptions(revision=revision))
 
 
@@ -518,7 +521,7 @@ def test_missing_precision_falls_back_to_float16(server: HubServer, name: str) -
     server.add(table(name), FILES)
     found = fetch("tiny", LoadOptions(quant="int4"))
     assert (found.source, found.requested) == (table(name), Quantization.INT4)
-    assert "tiny-mlx-4bit and no mlx-community/whisper-tiny-4bit" in str(found.fallback_reason)
+    assert "tiny-mlx-4bit or mlx-community/whisper-tiny-4bit" in str(found.fallback_reason)
 
 
 def test_cached_float16_serves_the_fallback(server: HubServer) -> None:
@@ -552,7 +555,7 @@ def test_repository_that_does_not_exist_is_no_model() -> None:
 
 def test_name_the_hub_does_not_allow_is_no_model() -> None:
     """What the client refuses as a name is no model."""
-    with pytest.raises(ModelNotFoundError, match="no such name"):
+    with pytest.raises(ModelNotFoundError, match="does not allow this name"):
         fetch("org/a--b")
 
 
@@ -653,7 +656,7 @@ def test_wrong_bytes_are_an_error(server: HubServer) -> None:
     server.add(REPO, FILES)
     body = safetensors(100_000, seed=1)
     server.fail(Fault("/cdn/", 200, body=body, times=99))
-    with pytest.raises(HubUnavailableError, match="did not arrive"):
+    with pytest.raises(HubUnavailableError, match="checksum that the Hub lists"):
         fetch()
     assert find.find_local(REPO, DEFAULT) is None
 
@@ -662,7 +665,7 @@ def test_more_bytes_than_listed_are_an_error(server: HubServer) -> None:
     """A file without an end is cut at the length it should have."""
     server.add(REPO, FILES)
     server.fail(Fault("/cdn/", 200, body=WEIGHTS + b"x", times=99))
-    with pytest.raises(HubUnavailableError, match="did not arrive"):
+    with pytest.raises(HubUnavailableError, match="checksum that the Hub lists"):
         fetch()
 
 
