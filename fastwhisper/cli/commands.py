@@ -1,4 +1,4 @@
-"""What the `fastwhisper` command does."""
+"""The commands: one function for each, which returns the exit status."""
 
 from __future__ import annotations
 
@@ -71,13 +71,13 @@ def transcribe(options: argparse.Namespace) -> int:
 
 
 async def _transcribe(options: argparse.Namespace) -> int:
-    """Run until done or interrupted; a second interrupt ends the process at once."""
+    """Transcribe until the end or an interrupt; a second interrupt ends the process at once."""
     status = _INTERRUPTED
     failure: Exception | None = None
     async with anyio.create_task_group() as group:
         work = anyio.CancelScope()
         group.start_soon(_watch_interrupts, work)
-        # Kept from the task group, which would wrap it.
+        # The task group would wrap this error into an ExceptionGroup.
         try:
             with work:
                 status = await _transcribe_files(options)
@@ -233,7 +233,7 @@ def quantize(options: argparse.Namespace) -> int:
 
 
 def cache(options: argparse.Namespace) -> int:
-    """List or clear the converted checkpoints: `fastwhisper cache`."""
+    """List or remove the converted checkpoints: `fastwhisper cache`."""
     directory = converted.find_root()
     if directory is None:
         print(f"The cache is off ({converted.VARIABLE}).")
@@ -268,7 +268,7 @@ def _print_description(location: Location, *, as_json: bool) -> int:
         "precision": str(original.actual),
         "word_errors": None
         if cost is None
-        else f"{cost:+.1f} points over float16's, on recorded English",
+        else f"{cost:+.1f} points above float16's, on recorded English",
         "fallback_reason": location.fallback_reason,
         "size_bytes": original.total_bytes,
         "bytes_by_precision": dict(sorted(bits.items())),
@@ -290,7 +290,10 @@ def _print_description(location: Location, *, as_json: bool) -> int:
 
 
 def _choose_precision(options: argparse.Namespace) -> LoadOverrides:
-    """Return int4 for a name of the table, and nothing for others: they have one precision."""
+    """Return the precision that was given, or int4 for a name of the table.
+
+    A directory or a repository has one precision, and is opened at that one.
+    """
     if hasattr(options, "quant"):
         return LoadOverrides(quant=options.quant)
     if isinstance(parse_model(options.model), WhisperModel):
@@ -299,6 +302,7 @@ def _choose_precision(options: argparse.Namespace) -> LoadOverrides:
 
 
 def _load_options(options: argparse.Namespace) -> LoadOptions:
+    """Return the options of the load of `pull` and `inspect`."""
     return replace(LoadOptions(revision=options.revision), **_choose_precision(options))
 
 
@@ -327,7 +331,7 @@ def _open_bars() -> Iterator[Bars | None]:
 
 
 def _report_load(bars: Bars | None) -> Callable[[Progress], None] | None:
-    """Build what shows the progress of a load, one bar for each stage."""
+    """Build the callback that shows the progress of a load, with a bar for each stage."""
     if bars is None:
         return None
     rows: dict[str, Any] = {}
@@ -341,7 +345,7 @@ def _report_load(bars: Bars | None) -> Callable[[Progress], None] | None:
 
 
 def _report_audio(bars: Bars | None, audio: str, stream: SegmentStream) -> Callable[[], None]:
-    """Build what shows how far an audio is decoded."""
+    """Build the callback that shows how much of an audio is decoded."""
     if bars is None:
         return lambda: None
     row = bars.add_task(audio, total=None)

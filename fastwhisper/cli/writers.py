@@ -1,6 +1,6 @@
-"""Transcriptions as text files: txt, srt, vtt, tsv, json.
+"""Writers of transcriptions as text files: txt, srt, vtt, tsv, json.
 
-Byte for byte what mlx_whisper writes for the same result.
+For the same result they write the same bytes as mlx_whisper.
 
 Source:
     `writers.py` of mlx_whisper 0.4.3; WebVTT, W3C; SubRip.
@@ -40,7 +40,7 @@ _Cue: TypeAlias = tuple[str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """How words fill subtitles.
+    """The layout of words in subtitles.
 
     Attributes:
         max_line_width: Characters of a line, or None for no limit.
@@ -56,19 +56,19 @@ class _Layout:
 
     @property
     def keeps_segments(self) -> bool:
-        """Whether every segment begins a subtitle."""
+        """Whether each segment begins a new subtitle."""
         return self.max_line_width is None or self.max_line_count is None
 
 
 @dataclass(frozen=True, slots=True)
 class _Clock:
-    """How a subtitle format writes a time."""
+    """The format of times in a subtitle format."""
 
     decimal_mark: str
     always_hours: bool
 
-    def show(self, time_s: float) -> str:
-        """Write seconds as `00:00:00,000` or `00:00.000`."""
+    def format(self, time_s: float) -> str:
+        """Return seconds as `00:00:00,000` or `00:00.000`."""
         minutes, milliseconds = divmod(round(time_s * 1000), 60_000)
         hours, minutes = divmod(minutes, 60)
         seconds, milliseconds = divmod(milliseconds, 1000)
@@ -82,7 +82,7 @@ _VTT_CLOCK: Final = _Clock(decimal_mark=".", always_hours=False)
 
 def write(
     transcription: Transcription,
-    format: Format,  # noqa: A002  what mlx_whisper's users call it
+    format: Format,  # noqa: A002  mlx_whisper's name of it
     file: TextIO,
     *,
     max_line_width: int | None = None,
@@ -93,16 +93,16 @@ def write(
     """Write a transcription to a text file.
 
     Args:
-        transcription: What was said.
+        transcription: The transcription.
         format: txt, srt, vtt, tsv or json.
-        file: An open text file, UTF-8.
-        max_line_width: Characters of a subtitle's line; needs word times.
-        max_line_count: Lines of a subtitle; needs word times and `max_line_width`.
+        file: A text file, open for writing, in UTF-8.
+        max_line_width: Most characters in a line of a subtitle; needs word times.
+        max_line_count: Most lines in a subtitle; needs word times and `max_line_width`.
         highlight_words: Underline each word while it is spoken; needs word times.
-        max_words_per_line: Words of a subtitle; needs word times.
+        max_words_per_line: Most words in a subtitle; needs word times.
 
     Raises:
-        ValueError: No such format.
+        ValueError: The format is unknown.
     """
     layout = _Layout(
         max_line_width=max_line_width or None,
@@ -116,15 +116,15 @@ def write(
         case "tsv":
             _write_tsv(transcription, file)
         case "srt":
-            cues = _cues(transcription, layout, _SRT_CLOCK)
-            file.writelines(f"{n}\n{_cue_text(cue)}" for n, cue in enumerate(cues, start=1))
+            cues = _list_cues(transcription, layout, _SRT_CLOCK)
+            file.writelines(f"{n}\n{_format_cue(cue)}" for n, cue in enumerate(cues, start=1))
         case "vtt":
             file.write("WEBVTT\n\n")
-            file.writelines(map(_cue_text, _cues(transcription, layout, _VTT_CLOCK)))
+            file.writelines(map(_format_cue, _list_cues(transcription, layout, _VTT_CLOCK)))
         case "json":
-            json.dump(_as_json(transcription), file, ensure_ascii=False)
+            json.dump(_build_json(transcription), file, ensure_ascii=False)
         case _:
-            raise ValueError(f"no format {format!r}; there are {', '.join(FORMATS)}")
+            raise ValueError(f"unknown format {format!r}; choose from {', '.join(FORMATS)}")
     file.flush()
 
 
@@ -135,18 +135,18 @@ def _write_tsv(transcription: Transcription, file: TextIO) -> None:
         file.write(f"{round(1000 * segment.start_s)}\t{round(1000 * segment.end_s)}\t{text}\n")
 
 
-def _as_json(transcription: Transcription) -> dict[str, object]:
+def _build_json(transcription: Transcription) -> dict[str, object]:
     return {
         "text": transcription.text,
         "segments": [
-            _segment_as_json(number, segment)
+            _build_json_segment(number, segment)
             for number, segment in enumerate(transcription.segments)
         ],
         "language": transcription.language,
     }
 
 
-def _segment_as_json(number: int, segment: Segment) -> dict[str, object]:
+def _build_json_segment(number: int, segment: Segment) -> dict[str, object]:
     fields: dict[str, object] = {
         "id": number,
         "seek": segment.seek_frames,
@@ -172,32 +172,32 @@ def _segment_as_json(number: int, segment: Segment) -> dict[str, object]:
     return fields
 
 
-def _cue_text(cue: _Cue) -> str:
+def _format_cue(cue: _Cue) -> str:
     start, end, text = cue
     return f"{start} --> {end}\n{text}\n\n"
 
 
-def _cues(transcription: Transcription, layout: _Layout, clock: _Clock) -> Iterator[_Cue]:
+def _list_cues(transcription: Transcription, layout: _Layout, clock: _Clock) -> Iterator[_Cue]:
     segments = transcription.segments
     if not segments or any(segment.words is None for segment in segments):
         for segment in segments:
-            # The arrow would end the cue's header anew.
+            # A second arrow would make this text a line of times.
             text = segment.text.strip().replace("-->", "->")
-            yield clock.show(segment.start_s), clock.show(segment.end_s), text
+            yield clock.format(segment.start_s), clock.format(segment.end_s), text
         return
-    for subtitle in _subtitles(transcription, layout):
+    for subtitle in _build_subtitles(transcription, layout):
         if layout.highlight_words:
-            yield from _highlighted(subtitle, clock)
+            yield from _highlight(subtitle, clock)
         else:
             text = "".join(word.word for word in subtitle)
-            yield clock.show(subtitle[0].start_s), clock.show(subtitle[-1].end_s), text
+            yield clock.format(subtitle[0].start_s), clock.format(subtitle[-1].end_s), text
 
 
-def _highlighted(subtitle: list[Word], clock: _Clock) -> Iterator[_Cue]:
+def _highlight(subtitle: list[Word], clock: _Clock) -> Iterator[_Cue]:
     texts = [word.word for word in subtitle]
-    last = clock.show(subtitle[0].start_s)
+    last = clock.format(subtitle[0].start_s)
     for index, word in enumerate(subtitle):
-        start, end = clock.show(word.start_s), clock.show(word.end_s)
+        start, end = clock.format(word.start_s), clock.format(word.end_s)
         if last != start:
             yield last, start, "".join(texts)
         underlined = re.sub(r"^(\s*)(.*)$", r"\1<u>\2</u>", word.word)
@@ -205,14 +205,14 @@ def _highlighted(subtitle: list[Word], clock: _Clock) -> Iterator[_Cue]:
         last = end
 
 
-def _subtitles(transcription: Transcription, layout: _Layout) -> Iterator[list[Word]]:
-    """Fill subtitles with words, breaking lines and subtitles as the layout says."""
+def _build_subtitles(transcription: Transcription, layout: _Layout) -> Iterator[list[Word]]:
+    """Build subtitles from words: break lines and subtitles as the layout says."""
     subtitle: list[Word] = []
     line_width = 0
     lines = 1
     max_width = layout.max_line_width or _NO_LIMIT
-    last_start_s = _first_start_s(transcription)
-    for first_of_chunk, word in _words(transcription, layout.max_words_per_line or _NO_LIMIT):
+    last_start_s = _find_first_start_s(transcription)
+    for first_of_chunk, word in _list_words(transcription, layout.max_words_per_line or _NO_LIMIT):
         pause = not layout.keeps_segments and word.start_s - last_start_s > _LONG_PAUSE_S
         last_start_s = word.start_s
         new_segment = first_of_chunk and bool(subtitle) and layout.keeps_segments
@@ -237,14 +237,14 @@ def _subtitles(transcription: Transcription, layout: _Layout) -> Iterator[list[W
         yield subtitle
 
 
-def _words(transcription: Transcription, chunk_words: int) -> Iterator[tuple[bool, Word]]:
-    """Give each word, and whether it begins a chunk of its segment."""
+def _list_words(transcription: Transcription, chunk_words: int) -> Iterator[tuple[bool, Word]]:
+    """List the words, and for each whether it begins a chunk of its segment."""
     for segment in transcription.segments:
         for index, word in enumerate(segment.words or ()):
             yield index % chunk_words == 0, word
 
 
-def _first_start_s(transcription: Transcription) -> float:
+def _find_first_start_s(transcription: Transcription) -> float:
     words = (word for segment in transcription.segments for word in segment.words or ())
     first = next(words, None)
     return transcription.segments[0].start_s if first is None else first.start_s

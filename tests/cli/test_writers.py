@@ -213,5 +213,5 @@ def test_the_file_is_flushed() -> None:
 
 def test_an_unknown_format_is_refused() -> None:
     """The error lists the formats."""
-    with pytest.raises(ValueError, match=r"'docx'.*txt, srt, vtt, tsv, json"):
+    with pytest.raises(ValueError, match=r"unknown format 'docx'.*txt, srt, vtt, tsv, json"):
         written(PLAIN, "docx")
