@@ -5,14 +5,13 @@ from __future__ import annotations
 import ast
 import inspect
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import fastwhisper
 from fastwhisper import errors
+from tests.helpers.interpreter import run_python
 
 HEAVY = ("mlx", "numpy", "anyio", "huggingface_hub", "av", "mlx_whisper")
 
@@ -63,10 +62,7 @@ def test_every_public_name_has_a_docstring(name: str) -> None:
 def test_importing_fastwhisper_imports_nothing_heavy() -> None:
     """`import fastwhisper` imports neither MLX, numpy nor anyio."""
     code = f"import sys, fastwhisper\nprint(*[name for name in {HEAVY!r} if name in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    )
-    assert done.stdout.split() == []
+    assert run_python("-c", code).stdout.split() == []
 
 
 SAMPLES = [

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.helpers.gates import STAGES
+from tests.helpers.interpreter import WATCHDOG_S, start_python
 from tests.helpers.tiny_models import SPEAKING, write_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 INTERRUPTED = 130
-PATIENCE_S = 60
 
 # A Ctrl-C between Python's last look at signals and its wait, on asyncio or for a lock, shows only
 # when the wait ends, and here nothing ends it. A signal with a handler that does nothing does.
@@ -26,23 +24,12 @@ import signal
 signal.signal(signal.SIGWINCH, lambda *_: None)
 """
 
-# Holds a stage, which looks whether to stop as the real ones do, or never ends. Two lanes read at
-# once, and a line that `print` writes is not one write: the other's may come between.
-HOLD = r"""
-import importlib, os, sys, time
-from fastwhisper.engine import threads
-
+# Holds a stage. It "ends" when it is told to stop, as the real ones do, or "never".
+HOLD = """
+import sys
+from tests.helpers.gates import hold_for_ever
 target, ends, directory, way = sys.argv[1:]
-module, _, name = target.rpartition(".")
-
-def held(*args, **kwargs):
-    os.write(1, b"reached\n")
-    while True:
-        time.sleep(0.002)
-        if ends == "ends":
-            threads.check()
-
-setattr(importlib.import_module(module), name, held)
+let_go = hold_for_ever(target, stoppable=ends == "ends")
 """
 
 COMMAND = """
@@ -104,30 +91,21 @@ def interrupt(code: str, *arguments: str | Path, often: bool = False) -> tuple[i
     Returns:
         Exit status, what it printed after the stage was reached, and its stderr.
     """
-    process = subprocess.Popen(
-        # Trio may interrupt anyio's own frames too, before the first line of a task of ours.
-        [sys.executable, "-W", "ignore:coroutine:RuntimeWarning", "-c", RESIZE + code, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
+    # Trio may interrupt anyio's own frames too, before the first line of a task of ours.
+    options = ("-W", "ignore:coroutine:RuntimeWarning")
+    period_s, signal_number = (0.1, signal.SIGINT) if often else (1, signal.SIGWINCH)
+    with start_python(*options, "-c", RESIZE + code, *arguments) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "reached\n"
         process.send_signal(signal.SIGINT)
-        period_s, signal_number = (0.1, signal.SIGINT) if often else (1, signal.SIGWINCH)
-        for _ in range(round(PATIENCE_S / period_s)):
+        for _ in range(round(WATCHDOG_S / period_s)):
             try:
                 out, err = process.communicate(timeout=period_s)
-                break
             except subprocess.TimeoutExpired:
                 process.send_signal(signal_number)
-        else:
-            pytest.fail(f"not ended {PATIENCE_S} s after Ctrl-C")
-        return process.returncode, out.replace("reached\n", ""), err
-    finally:
-        process.kill()
-        process.communicate()
+            else:
+                return process.returncode, out.replace("reached\n", ""), err
+    return pytest.fail("Ctrl-C does not end it")
 
 
 @pytest.mark.parametrize("stage", ["locate", "inspect", "read", "build", "apply"])
@@ -162,24 +140,16 @@ def test_a_program_that_is_interrupted_again_and_again_ends(model: Path, way: st
     assert "terminate called" not in done[2]
 
 
-def test_an_interrupted_load_model_leaves_the_process_usable(
-    tiny_model_dir: Callable[..., Path],
-) -> None:
+AGAIN = """
+import fastwhisper
+try:
+    fastwhisper.load_model(directory)
+except KeyboardInterrupt:
+    let_go()
+print(fastwhisper.load_model(directory).dims.n_mels)
+"""
+
+
+def test_an_interrupted_load_model_leaves_the_process_usable(model: Path) -> None:
     """The next load in the same process works."""
-    code = (
-        "import os, sys, time\n"
-        "import fastwhisper\n"
-        "from fastwhisper.engine import threads\n"
-        "from fastwhisper.loading import stages\n"
-        "real = stages.read\n"
-        "def held(*args, **kwargs):\n"
-        "    os.write(1, b'reached\\n')\n"
-        "    while True:\n"
-        "        time.sleep(0.002)\n"
-        "        threads.check()\n"
-        "stages.read = held\n"
-        "try: fastwhisper.load_model(sys.argv[1])\n"
-        "except KeyboardInterrupt: stages.read = real\n"
-        "print(fastwhisper.load_model(sys.argv[1]).dims.n_mels)\n"
-    )
-    assert interrupt(code, tiny_model_dir()) == (0, "80\n", "")
+    assert interrupt(HOLD + AGAIN, STAGES["read"], "ends", model, "") == (0, "80\n", "")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +14,7 @@ from fastwhisper import ModelNotFoundError
 from fastwhisper.values import Dimensions
 from tests.helpers.audio import SAMPLE
 from tests.helpers.gates import STAGES
+from tests.helpers.interpreter import run_python
 from tests.helpers.sparse_models import write_zeros
 from tests.helpers.tiny_models import SPEAKING
 
@@ -36,23 +35,14 @@ LARGE = Dimensions(
 )
 """A model of 290 MB in float16: long enough to read that it can be left meanwhile."""
 
-# The stage is the real one; it only says when it begins.
 LEAVE = """
-import importlib, sys, threading
+import sys, threading
 import anyio
 import fastwhisper
-from fastwhisper.engine import threads
+from tests.helpers.gates import tell_begin
 
 directory, way, target = sys.argv[1:]
-begun = threading.Event()
-module, _, name = target.rpartition(".")
-real = getattr(importlib.import_module(module), name)
-
-def telling(*args, **kwargs):
-    begun.set()
-    return real(*args, **kwargs)
-
-setattr(importlib.import_module(module), name, telling)
+begun = tell_begin(target)
 
 async def stay():
     async with fastwhisper.open(directory, warm_up=True):
@@ -85,17 +75,6 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_zeros(tmp_path_factory.mktemp("large"), LARGE)
 
 
-def python(code: str, *arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """Run code in a fresh interpreter; `stdin` is a redirection of the shell's."""
-    return subprocess.run(
-        ["/bin/sh", "-c", f'exec "$@" {stdin}', "sh", sys.executable, "-c", code, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
 # Every stage one way, and reading, where MLX runs in several threads at once, every way.
 CASES = sorted(
     {(way, "read") for way in WAYS}
@@ -106,13 +85,13 @@ CASES = sorted(
 @pytest.mark.parametrize(("way", "stage"), CASES)
 def test_leaving_the_interpreter_in_the_middle_of_a_load(large: Path, way: str, stage: str) -> None:
     """The process ends with 0 and without a word, wherever the load stands."""
-    done = python(LEAVE, large, way, STAGES[stage])
-    assert (done.returncode, done.stderr) == (0, "")
+    assert run_python("-c", LEAVE, large, way, STAGES[stage]).stderr == ""
 
 
 def test_an_exit_callback_may_still_ask_for_what_is_done(tmp_path: Path) -> None:
     """Who waits at exit for a thread that loads is not left hanging."""
-    done = python(
+    done = run_python(
+        "-c",
         "import atexit, sys, threading\n"
         "begun = threading.Event()\n"
         "def job():\n"
@@ -125,21 +104,22 @@ def test_an_exit_callback_may_still_ask_for_what_is_done(tmp_path: Path) -> None
         "atexit.register(thread.join)\n"
         "from fastwhisper.engine import threads\n"
         "thread.start()\n"
-        "begun.wait()\n"
+        "begun.wait()\n",
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stderr == ""
 
 
 def test_threads_that_are_joined_at_exit_finish_their_load(large: Path) -> None:
     """A load in a thread that the interpreter waits for is not cut short."""
-    done = python(
+    done = run_python(
+        "-c",
         "import sys, threading\n"
         "from fastwhisper import load_model\n"
         "def load(): print(load_model(sys.argv[1]).dims.n_vocab)\n"
         "threading.Thread(target=load).start()\n",
         large,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"{LARGE.n_vocab}\n", "")
+    assert (done.stdout, done.stderr) == (f"{LARGE.n_vocab}\n", "")
 
 
 OPEN = """
@@ -160,8 +140,8 @@ def test_opens_and_transcribes_with_stdin_closed(
     tiny_model_dir: Callable[..., Path], backend: str
 ) -> None:
     """Descriptor 0, which a library might take for a failure, is free, and nothing minds."""
-    done = python(OPEN, tiny_model_dir(dimensions=SPEAKING), backend, stdin="<&-")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "en\n", "")
+    done = run_python("-c", OPEN, tiny_model_dir(dimensions=SPEAKING), backend, stdin=None)
+    assert (done.stdout, done.stderr) == ("en\n", "")
 
 
 def test_the_command_works_with_stdin_closed(
@@ -169,20 +149,17 @@ def test_the_command_works_with_stdin_closed(
 ) -> None:
     """The command inspects and transcribes without a stdin."""
     model = tiny_model_dir(dimensions=SPEAKING)
-    run = "from fastwhisper.cli.parser import main; main()"
-    output = ["--temperature", "0", "-f", "json", "-o", tmp_path]
-    for arguments in (["inspect", model], ["transcribe", SAMPLE, "--model", model, *output]):
-        done = python(run, *map(str, arguments), stdin="<&-")
-        assert done.returncode == 0, done.stderr
+    options = ("--model", model, "--temperature", "0", "-f", "json", "-o", tmp_path)
+    run_python("-m", "fastwhisper", "inspect", model, stdin=None)
+    run_python("-m", "fastwhisper", "transcribe", SAMPLE, *options, stdin=None)
     assert json.loads((tmp_path / "sample.json").read_text())["language"] == "en"
 
 
 def test_reading_stdin_that_is_closed_says_so(tiny_model_dir: Callable[..., Path]) -> None:
     """`-` without a stdin is an error in words, not a traceback."""
     model = tiny_model_dir(dimensions=SPEAKING)
-    run = "from fastwhisper.cli.parser import main; main()"
-    done = python(run, "transcribe", "-", "--model", str(model), stdin="<&-")
-    assert done.returncode == 1
+    arguments = ("transcribe", "-", "--model", model)
+    done = run_python("-m", "fastwhisper", *arguments, stdin=None, status=1)
     assert "Traceback" not in done.stderr
     assert "stdin" in done.stderr
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import sys
 import threading
 import weakref
 from pathlib import Path
@@ -20,8 +19,8 @@ from fastwhisper import LoadingFailedError
 from fastwhisper.engine import threads
 from fastwhisper.engine.threads import Lane
 from fastwhisper.values import Dimensions
-from tests.engine.test_threads import run_python
-from tests.helpers.gates import STAGES, Gate
+from tests.helpers.gates import STAGES, Gate, find_function
+from tests.helpers.interpreter import run_python
 from tests.helpers.sparse_models import write_zeros
 from tests.helpers.tiny_models import SPEAKING
 
@@ -77,8 +76,7 @@ def held(before: int) -> int:
 
 def fail_after(monkeypatch: pytest.MonkeyPatch, target: str) -> None:
     """Let a stage do its work and then fail, its results in the frame that raises."""
-    module, _, name = target.rpartition(".")
-    real = getattr(sys.modules[module], name)
+    _, name, real = find_function(target)
 
     def failing(*args: Any, **kwargs: Any) -> None:
         results = real(*args, **kwargs)
@@ -188,7 +186,7 @@ import anyio
 import numpy as np
 import fastwhisper
 
-directory, backend = {directory!r}, {backend!r}
+directory, backend = sys.argv[1:]
 found = []
 
 def resident():
@@ -214,16 +212,13 @@ print(json.dumps(found))
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="counts in /proc")
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_fifty_cycles_leave_nothing_behind(
-    tiny_model_dir: Callable[..., Path], backend: str, monkeypatch: pytest.MonkeyPatch
+    tiny_model_dir: Callable[..., Path], backend: str
 ) -> None:
     """After ten cycles fifty more add no 10 % to RSS, and no thread, task or descriptor."""
     # Left to itself, glibc keeps up to 40 MB of freed memory for each thread, now more and now
     # less: with a fixed threshold RSS is what is in use.
-    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "131072")
-    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
-    directory = str(tiny_model_dir(dimensions=SPEAKING))
-    done = run_python(CYCLES.format(directory=directory, backend=backend), timeout_s=120)
-    assert done.returncode == 0, done.stderr
+    malloc = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+    done = run_python("-c", CYCLES, tiny_model_dir(dimensions=SPEAKING), backend, env=malloc)
     begin, end = (json.loads(done.stdout)[cycle] for cycle in (9, 59))
     assert end[0] < 1.1 * begin[0]
     assert end[1:] == begin[1:]
@@ -235,7 +230,7 @@ import anyio
 import fastwhisper
 
 async def main():
-    result = await fastwhisper.load({directory!r}, dtype={dtype!r}, warm_up=False)
+    result = await fastwhisper.load(sys.argv[1], dtype=sys.argv[2], warm_up=False)
     import mlx.core as mx
     from mlx.utils import tree_flatten
     weights = sum(array.nbytes for _, array in tree_flatten(result.model.parameters()))
@@ -254,9 +249,7 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_a_load_peaks_at_its_weights(deep: Path, dtype: str) -> None:
     """While loading MLX never holds 15 % more than the weights at the compute dtype."""
-    done = run_python(PEAK.format(directory=str(deep), dtype=dtype))
-    assert done.returncode == 0, done.stderr
-    weights, peak, reported = json.loads(done.stdout)
+    weights, peak, reported = json.loads(run_python("-c", PEAK, deep, dtype).stdout)
     assert weights > 200e6
     assert weights <= peak < 1.15 * weights
     assert 0 < reported <= peak

@@ -275,9 +275,9 @@ async def test_closing_wakes_who_waits(model: Path, monkeypatch: pytest.MonkeyPa
 
 
 async def test_an_unknown_name_is_refused_on_entering() -> None:
-    """A wrong name is refused in both modes, with the names that work."""
+    """A wrong name is refused in both modes, with the name that was meant."""
     for background in (False, True):
-        with pytest.raises(ModelNotFoundError, match="large-v3-turbo"):
+        with pytest.raises(ModelNotFoundError, match="did you mean 'tiny'"):
             async with fastwhisper.open("tinny", background=background):
                 pytest.fail("the block must not begin")
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import itertools
 import os
-import subprocess
-import sys
 import threading
 import weakref
 from contextlib import aclosing
@@ -23,6 +21,7 @@ from fastwhisper import SessionClosedError
 from fastwhisper.engine import tasks, threads
 from fastwhisper.transcribing.window_decoder import WindowDecoder
 from tests.helpers.audio import noise, wav_bytes
+from tests.helpers.interpreter import run_python
 from tests.helpers.tiny_models import SPEAKING, write_babbler
 
 if TYPE_CHECKING:
@@ -321,9 +320,6 @@ anyio.run(main)
 """
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_text_and_word_times_need_nothing_of_mlx_whisper(model: Path) -> None:
+def test_text_and_word_times_need_nothing_of_mlx_whisper(model: Path) -> None:
     """Neither it nor what it brings is imported, although all is installed."""
-    command = [sys.executable, "-W", "ignore", "-c", _IMPORTS, str(model)]
-    done = await anyio.run_process(command, check=False, stderr=subprocess.PIPE)
-    assert done.stdout.decode() == "[]\n", done.stderr.decode()
+    assert run_python("-W", "ignore", "-c", _IMPORTS, model).stdout == "[]\n"

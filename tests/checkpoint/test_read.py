@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +18,7 @@ from fastwhisper.checkpoint import read as shards
 from fastwhisper.checkpoint.inspection import inspect_checkpoint
 from fastwhisper.checkpoint.read import read_shards
 from fastwhisper.errors import InvalidModelFormatError
+from tests.helpers.interpreter import run_python
 from tests.helpers.tiny_models import (
     LayoutName,
     file_name,
@@ -30,6 +29,7 @@ from tests.helpers.tiny_models import (
     write_arrays,
     write_model,
 )
+from tests.helpers.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -348,16 +348,7 @@ def test_reading_leaves_no_descriptor(
     read(inspect_checkpoint(directory))
     groups_of(directory, monkeypatch).close()
     # MLX lets go of a file in a thread of its own, just after the last of its arrays is there.
-    for _ in range(WATCHDOG):
-        if os.listdir("/dev/fd") == before:  # noqa: PTH208 - descriptors, no files
-            break
-        time.sleep(0.01)
-    else:
-        pytest.fail(f"{before} became {os.listdir('/dev/fd')}")  # noqa: PTH208
-
-
-WATCHDOG = 1000
-"""Looks of 10 ms each: ten seconds, far more than a busy machine needs."""
+    wait_until(lambda: os.listdir("/dev/fd") == before)  # noqa: PTH208 - descriptors, no files
 
 
 @pytest.mark.parametrize("layout", FILES)
@@ -378,8 +369,7 @@ def test_reading_works_with_stdin_closed(
         "sys.exit(set(counts) != {len(found.tensors)})\n"
     )
     directory = tiny_model_dir(layout=layout)
-    done = subprocess.run([sys.executable, "-c", code, str(directory)], check=False, timeout=60)
-    assert done.returncode == 0
+    run_python("-c", code, directory)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")

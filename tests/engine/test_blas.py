@@ -6,7 +6,6 @@ import ctypes
 import importlib.metadata
 import logging
 import os
-import subprocess
 import sys
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ import pytest
 
 from fastwhisper.engine import blas
 from fastwhisper.errors import BackendMissingError
+from tests.helpers.interpreter import run_python
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,18 +51,17 @@ def test_loads_the_first_library_there_is(monkeypatch: pytest.MonkeyPatch) -> No
 
 # The OpenBLAS that NumPy brings, with a process of its own to be loaded in.
 THREADS = """
-import os, sys, time
+import os, sys
 from fastwhisper.engine import blas
+from tests.helpers.waiting import wait_until
 assert "numpy" not in sys.modules
 if sys.argv[1] == "host":
     import numpy
 count = lambda: len(os.listdir("/proc/self/task"))
 before = count()
 assert blas.prepare() == os.environ["FASTWHISPER_BLAS"]
-# The kernel shows a thread for a moment after it was joined.
-deadline_s = time.monotonic() + 5
-while (between := count()) > before and time.monotonic() < deadline_s:
-    time.sleep(0.001)
+wait_until(lambda: count() <= before)  # the kernel shows a thread for a moment after its end
+between = count()
 import numpy
 ones = numpy.ones((600, 600))
 assert (ones @ ones == 600).all()
@@ -71,18 +70,10 @@ print(before, between, count())
 
 
 def count_threads(who: str) -> list[str]:
-    """Count a process's threads before `prepare`, after it, and after a product."""
+    """Return the threads of a process before `prepare`, after it, and after a product."""
     found = importlib.metadata.files("numpy") or []
-    (numpys,) = (str(file.locate()) for file in found if "openblas" in file.name)
-    done = subprocess.run(
-        [sys.executable, "-c", THREADS, who],
-        env={**os.environ, "FASTWHISPER_BLAS": numpys, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    return done.stdout.split()
+    (library,) = (str(file.locate()) for file in found if "openblas" in file.name)
+    return run_python("-c", THREADS, who, env={"FASTWHISPER_BLAS": library}).stdout.split()
 
 
 def test_no_thread_looks_for_work_while_a_model_loads() -> None:

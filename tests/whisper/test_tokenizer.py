@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +12,7 @@ from mlx_whisper.tokenizer import get_tokenizer
 
 from fastwhisper.whisper.languages import LANGUAGES
 from fastwhisper.whisper.tokenizer import Tokenizer, read_tokenizer
+from tests.helpers.interpreter import run_python
 
 if TYPE_CHECKING:
     from fastwhisper.whisper.options import Task
@@ -142,7 +141,4 @@ def test_needs_no_library() -> None:
         "names = ('mlx.core', 'numpy', 'tiktoken', 'regex', 'mlx_whisper')\n"
         "print([name for name in names if name in sys.modules])\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], check=True, capture_output=True, text=True
-    )
-    assert done.stdout.strip() == "[]"
+    assert run_python("-c", program).stdout == "[]\n"
