@@ -1,4 +1,4 @@
-"""Word times: which positions of the audio the decoder attended to while it wrote each word.
+"""Word times: at which positions of the audio the decoder's attention was for each word.
 
 Source:
     `timing.py` of openai/whisper; Müller 2007, chapter 4, for dynamic time warping.
@@ -19,27 +19,27 @@ if TYPE_CHECKING:
     Floats: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
     Integers: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
-__all__ = ["AlignedWord", "align_words", "filter_median", "warp"]
+__all__ = ["AlignedWord", "align_words", "filter_median", "find_path"]
 
 _POSITION_S: Final = 0.02
 _FRAMES_PER_POSITION: Final = 2
 _MEDIAN_WIDTH: Final = 7
-"""Positions over which attention is smoothed."""
+"""Positions that the median filter covers."""
 
 _BOTH: Final = 0
 _TOKEN: Final = 1
 _POSITION: Final = 2
-"""What a step of a path moves on by: a token and a position, or one of the two."""
+"""How a step of a path advances: by a token and a position, by a token, or by a position."""
 
 
 @dataclass(slots=True)
 class AlignedWord:
-    """A word, and when it was said.
+    """A word and its times.
 
     Attributes:
         word: The word, with the space before it.
         tokens: Its tokens.
-        start_s: Begin, in seconds of the window.
+        start_s: Start, in seconds of the window.
         end_s: End, in seconds of the window.
         probability: Mean probability of its tokens, 0 to 1.
     """
@@ -59,18 +59,18 @@ def align_words(
     *,
     frames: int,
 ) -> list[AlignedWord]:
-    """Find when each word of a window was said.
+    """Find the times of each word of a window.
 
     Args:
         model: The network; its alignment heads are used.
         features: The encoded window. Shape (1500, state), float16 or float32.
         tokenizer: The tokenizer that the window was decoded with.
-        tokens: The text of the window, without times and special tokens. What the decoder's
-            context has no room for gets no words.
+        tokens: The text of the window, without timestamps and special tokens. Tokens that do not
+            fit into the decoder's context get no words.
         frames: Mel frames of the window that are audio, 10 ms each, at most 3000.
 
     Returns:
-        The words in order; none without text, or without audio.
+        The words in order; none if there is no text or no audio.
 
     Source:
         `find_alignment` of openai/whisper.
@@ -79,29 +79,29 @@ def align_words(
     if not tokens or not positions:
         return []
     start = [*tokenizer.sot_sequence, tokenizer.no_timestamps]
-    # A window may hold as many tokens as the context, which then lacks room for these and the end.
+    # A window may have as many tokens as the context. The start and the end need room in it too.
     tokens = tokens[: model.dims.n_text_ctx - len(start) - 1]
     inputs = mx.array([[*start, *tokens, tokenizer.eot]])
     logits, _, scores = model.decoder(inputs, features[None])
-    # The logits at one token are about the next one.
+    # The logits at a token are those of the next token.
     first = len(start) - 1
-    likely = mx.softmax(logits[0, first:-2, : tokenizer.eot], axis=-1, precise=True)
-    likely = mx.take_along_axis(likely, mx.array(tokens)[:, None], axis=1)[:, 0]
+    text_probs = mx.softmax(logits[0, first:-2, : tokenizer.eot], axis=-1, precise=True)
+    token_probs = mx.take_along_axis(text_probs, mx.array(tokens)[:, None], axis=1)[:, 0]
     heads: list[list[int]] = model.alignment_heads.tolist()  # type: ignore[assignment]
     attention = mx.stack([scores[layer][0, head] for layer, head in heads])
     attention = mx.softmax(attention[:, :, :positions], axis=-1, precise=True).astype(mx.float32)
     mean = attention.mean(axis=-2, keepdims=True)
     spread = mx.var(attention, axis=-2, keepdims=True).sqrt()
     smooth = filter_median(np.array((attention - mean) / spread)).mean(axis=0)
-    token_steps, position_steps = warp(-smooth[first:-1])
+    token_steps, position_steps = find_path(-smooth[first:-1])
     words = tokenizer.split_words([*tokens, tokenizer.eot])
     if len(words) <= 1:
         return []
-    # A word begins at the position where the path comes to its first token.
+    # A word starts at the position where the path reaches its first token.
     arrivals = np.concatenate(([True], np.diff(token_steps) != 0))
     times_s = position_steps[arrivals] / round(1 / _POSITION_S)
     bounds = np.cumsum([0, *map(len, words[:-1])])
-    probabilities = np.array(likely)
+    probabilities = np.array(token_probs)
     return [
         AlignedWord(
             word=tokenizer.decode(word),
@@ -115,10 +115,13 @@ def align_words(
 
 
 def filter_median(rows: Floats) -> Floats:
-    """Replace each element of the last axis by the median of the seven around it.
+    """Replace each element of the last axis by the median of the seven elements around it.
 
     Args:
-        rows: Shape (..., n), float32; its ends are mirrored. Left as it is for n up to 3.
+        rows: Shape (..., n), float32. It is mirrored at its ends.
+
+    Returns:
+        Shape (..., n), float32; `rows` itself for n up to 3.
     """
     half = _MEDIAN_WIDTH // 2
     if rows.shape[-1] <= half:
@@ -130,17 +133,18 @@ def filter_median(rows: Floats) -> Floats:
     return median
 
 
-def warp(cost: Floats) -> tuple[Integers, Integers]:
-    """Find the cheapest path through a matrix that never goes back (dynamic time warping).
+def find_path(cost: Floats) -> tuple[Integers, Integers]:
+    """Find the path of lowest cost through a matrix, from the first to the last cell.
 
-    The cells of one diagonal (token + position) do not depend on each other, so each diagonal is
-    computed at once. All arrays of a diagonal are indexed by the token.
+    This is dynamic time warping: each step of the path advances. The cells of one diagonal (token +
+    position) are independent, so a diagonal is computed at once. The arrays of a diagonal are
+    indexed by the token.
 
     Args:
         cost: Shape (tokens, positions), float32.
 
     Returns:
-        The token and the position of each step of the path. Two arrays of shape (steps,).
+        The token and the position of each step of the path. Two arrays of shape (steps,), int64.
     """
     n_tokens, n_positions = cost.shape
     # Row d of the skewed matrix holds the cells of diagonal d, at their tokens.
@@ -149,7 +153,7 @@ def warp(cost: Floats) -> tuple[Integers, Integers]:
     skewed[tokens + np.arange(n_positions), tokens] = cost
     moves = np.empty((n_tokens + n_positions, n_tokens), np.int8)
     infinite = np.full(n_tokens + 1, np.inf, np.float32)
-    # Totals of the last two diagonals; index 0 is the edge before the first token.
+    # Lowest costs of the last two diagonals. Index 0 is the edge before the first token.
     last, last_but_one = infinite.copy(), infinite.copy()
     last_but_one[0] = 0
     for diagonal in range(n_tokens + n_positions - 1):
@@ -169,7 +173,7 @@ def warp(cost: Floats) -> tuple[Integers, Integers]:
 
 
 def _trace(moves: Integers, n_tokens: int, n_positions: int) -> tuple[Integers, Integers]:
-    """Walk back from the last cell to the first one, by the moves that led to each."""
+    """Return the path from the first to the last cell, found backwards by the move to each cell."""
     token, position = n_tokens - 1, n_positions - 1
     steps = [(token, position)]
     while token > 0 or position > 0:

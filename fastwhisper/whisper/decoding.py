@@ -1,7 +1,7 @@
-"""One encoded window -> tokens: the sampling loop, and the rules that tokens must follow.
+"""One encoded window -> tokens: the sampling loop, and the rules of timestamps and text.
 
-Sequences are Python lists and only logits are arrays, so a step waits for its token. This is the
-plain form, and the reference for every faster one.
+Tokens are Python lists and only logits are arrays, so each step waits for its token. This is the
+plain form, and the reference for every faster form.
 
 Source:
     Radford et al. 2022, section 4.5; `decoding.py` of openai/whisper.
@@ -30,14 +30,15 @@ _WINDOW_S: Final = 30
 
 @dataclass(frozen=True, slots=True)
 class DecodedWindow:
-    """What was decoded of one window, and how sure the network is of it.
+    """The tokens of one window, and how certain the network is.
 
     Attributes:
-        tokens: Text and times, without the prompt and the end.
+        tokens: Text and timestamps, without the prompt and the end.
         avg_logprob: Mean natural log-probability of the tokens and the end.
         no_speech_prob: Probability that nobody speaks, 0 to 1.
-        compression_ratio: Bytes of the text by those of its zlib form; high where it repeats.
-        temperature: What the tokens were sampled at.
+        compression_ratio: Bytes of the text divided by bytes of its zlib form. It is high where
+            the text repeats itself.
+        temperature: The temperature that the tokens were sampled at.
     """
 
     tokens: list[int]
@@ -57,16 +58,16 @@ def decode_window(
     key: mx.array,
     check: Callable[[], None],
 ) -> DecodedWindow:
-    """Decode a window at rising temperatures, until the result passes the thresholds.
+    """Decode a window at rising temperatures, until a result passes the thresholds.
 
     Args:
         model: The network.
         features: The encoded window. Shape (1500, state), float16 or float32.
-        tokenizer: The network's, for the language and task.
+        tokenizer: The network's tokenizer, for the language and task.
         settings: How to decode.
         prompt: Tokens of the text before the window.
-        key: The window's random key, for temperatures above 0: each temperature and each token
-            draws with a key that is split from it. Shape (2,), uint32.
+        key: The window's random key, for temperatures above 0. Each temperature and each token has
+            a key that is split from it. Shape (2,), uint32.
         check: Called before each token; may raise to cancel.
 
     Returns:
@@ -87,15 +88,15 @@ def decode_window(
 
 
 def detect_language(model: Whisper, features: mx.array, tokenizer: Tokenizer) -> dict[str, float]:
-    """Compute which language an encoded window is in.
+    """Compute the probability of each language for an encoded window.
 
     Args:
         model: A multilingual network.
         features: The encoded window. Shape (1500, state), float16 or float32.
-        tokenizer: The network's.
+        tokenizer: The network's tokenizer.
 
     Returns:
-        The probability of each language that the network knows, by its code.
+        The probability, 0 to 1, of each language that the network knows, by its code.
 
     Source:
         Radford et al. 2022, section 2.3.
@@ -134,7 +135,7 @@ def _decode_at(
         if len(first) + step > context and step:
             break
         check()
-        # One window for all samples: its keys and values are computed once.
+        # The samples share one window, whose keys and values are computed once.
         logits, cache, _ = model.decoder(tokens, features[None], cache)
         logits = logits.astype(mx.float32)
         if step == 0:
@@ -172,7 +173,7 @@ def _decode_at(
 def _first_tokens(
     tokenizer: Tokenizer, settings: DecodeSettings, prompt: Sequence[int], context: int
 ) -> tuple[list[int], list[int]]:
-    """Return what the decoder is given: the text before, and how the transcript starts."""
+    """Return the decoder's first tokens: those of the text before, and the transcript's start."""
     start = list(tokenizer.sot_sequence)
     if settings.without_timestamps:
         start.append(tokenizer.no_timestamps)
@@ -180,7 +181,7 @@ def _first_tokens(
         prefix = settings.prefix
         if isinstance(prefix, str):
             prefix = tuple(tokenizer.encode(" " + prefix.strip()))
-        # What is left of half the context; with no limit to the samples, all of it.
+        # The prefix gets what `sample_len` leaves of half the context; without it, all of it.
         room = context // 2 - (settings.sample_len or context // 2)
         start += prefix[-room:]
     before = [tokenizer.sot_prev, *prompt[-(context // 2 - 1) :]] if prompt else []
@@ -188,7 +189,7 @@ def _first_tokens(
 
 
 def _needs_fallback(decoded: DecodedWindow, settings: DecodeSettings) -> bool:
-    """Return whether to decode again at the next temperature."""
+    """Return whether a window must be decoded again at the next temperature."""
     is_repetitive = (
         settings.compression_ratio_threshold is not None
         and decoded.compression_ratio > settings.compression_ratio_threshold
@@ -196,7 +197,7 @@ def _needs_fallback(decoded: DecodedWindow, settings: DecodeSettings) -> bool:
     is_uncertain = (
         settings.logprob_threshold is not None and decoded.avg_logprob < settings.logprob_threshold
     )
-    # Silence makes the network uncertain; a loop may look like silence, but is certain.
+    # A silent window is uncertain. A repetition may look silent, but the network is certain of it.
     is_silence = (
         is_uncertain
         and settings.no_speech_threshold is not None
@@ -206,33 +207,38 @@ def _needs_fallback(decoded: DecodedWindow, settings: DecodeSettings) -> bool:
 
 
 def _rank(sum_logprob: float, length: int, settings: DecodeSettings) -> float:
-    """Rank a sample by its log-probability for its length. Source: Wu et al. 2016, section 7."""
+    """Return the rank of a sample: its log-probability for its length; the highest is best.
+
+    Source:
+        Wu et al. 2016, section 7.
+    """
     if settings.length_penalty is not None:
         return sum_logprob / math.pow((5 + length) / 6, settings.length_penalty)
     return sum_logprob / length if length else -math.inf
 
 
 def _compression_ratio(text: str) -> float:
+    """Return the bytes of a text divided by the bytes of its zlib form."""
     utf8 = text.encode()
     return len(utf8) / len(zlib.compress(utf8))
 
 
 class _Rules:
-    """Which tokens may come next."""
+    """The rules that say which tokens may come next."""
 
     def __init__(self, tokenizer: Tokenizer, settings: DecodeSettings, model: Whisper) -> None:
         n_vocab = model.dims.n_vocab
         self._tokenizer = tokenizer
         self._ids = mx.arange(n_vocab)
         self._has_times = not settings.without_timestamps
-        never = _suppressed(tokenizer, settings)
+        never = _find_suppressed(tokenizer, settings)
         if self._has_times:
             never.append(tokenizer.no_timestamps)
         else:
             never += range(tokenizer.timestamp_begin, n_vocab)
         at_start = [*tokenizer.encode(" "), tokenizer.eot] if settings.suppress_blank else []
-        self._never = _mask(n_vocab, never)
-        self._never_at_start = _mask(n_vocab, [*never, *at_start])
+        self._never = _build_mask(n_vocab, never)
+        self._never_at_start = _build_mask(n_vocab, [*never, *at_start])
         self._latest_start = n_vocab
         if settings.max_initial_timestamp:
             step_s = _WINDOW_S / model.dims.n_audio_ctx
@@ -244,46 +250,49 @@ class _Rules:
 
         Args:
             logits: Shape (samples, n_vocab), float32.
-            sampled: The tokens of each sample so far, all of one length.
+            sampled: The tokens of each sample so far, all of the same length.
+
+        Returns:
+            Shape (samples, n_vocab), float32.
         """
         banned = self._never if sampled[0] else self._never_at_start
         logits = mx.where(banned, -mx.inf, logits)
         if self._has_times:
             logits = self._apply_times(logits, sampled)
-        # Where the caller has suppressed all that is left, the text ends.
+        # If the options suppress all tokens that are allowed, the text ends.
         nothing = logits.max(axis=-1, keepdims=True) == -mx.inf
         return mx.where(nothing & (self._ids == self._tokenizer.eot), 0.0, logits)
 
     def _apply_times(self, logits: mx.array, sampled: Sequence[Sequence[int]]) -> mx.array:
-        """Demand that times come in pairs, grow, and come where they are likelier than text."""
+        """Forbid timestamps out of pairs or order, and text where a timestamp is likelier."""
         ids, begin = self._ids, self._tokenizer.timestamp_begin
         bounds = mx.array([self._bounds(sequence) for sequence in sampled])
         first_text, first_time, last_time = (bounds[:, n : n + 1] for n in range(3))
         is_text = ids < begin
         banned = mx.where(is_text, ids < first_text, (ids < first_time) | (ids > last_time))
         logits = mx.where(banned, -mx.inf, logits)
-        # Where the times together are likelier than any one token of text, it must be a time.
+        # If all timestamps together are likelier than each token of text, it must be a timestamp.
         time = mx.logsumexp(logits[:, begin:], axis=-1, keepdims=True)
         text = logits[:, :begin].max(axis=-1, keepdims=True)
         return mx.where(is_text & (time > text), -mx.inf, logits)
 
     def _bounds(self, sequence: Sequence[int]) -> tuple[int, int, int]:
-        """Return the first text, the first time and the last time that may come next."""
+        """Return the bounds of the next token: first text token, first and last timestamp."""
         begin, end = self._tokenizer.timestamp_begin, self._ids.size
         if not sequence:
             return begin, begin, self._latest_start
         if sequence[-1] < begin:
-            # A segment ends after it begins.
+            # A segment must end after its start.
             latest = next((token for token in reversed(sequence) if token >= begin), begin - 1)
             return 0, latest + 1, end
-        # Times come in pairs, but for the first one and one before the end.
+        # Timestamps come in pairs, except the first one, and one before the end of the text.
         if len(sequence) == 1 or sequence[-2] >= begin:
             return 0, end, end
         return self._tokenizer.eot, sequence[-1], end
 
 
-def _suppressed(tokenizer: Tokenizer, settings: DecodeSettings) -> list[int]:
-    """Return the tokens that are never sampled."""
+def _find_suppressed(tokenizer: Tokenizer, settings: DecodeSettings) -> list[int]:
+    """Return the tokens that the settings never allow."""
     listed = settings.suppress_tokens
     if not listed:
         return []
@@ -295,8 +304,8 @@ def _suppressed(tokenizer: Tokenizer, settings: DecodeSettings) -> list[int]:
     return sorted(found)
 
 
-def _mask(n_vocab: int, tokens: Sequence[int]) -> mx.array:
-    """Return where tokens are. Shape (n_vocab,), bool."""
+def _build_mask(n_vocab: int, tokens: Sequence[int]) -> mx.array:
+    """Return an array that is true at the given tokens. Shape (n_vocab,), bool."""
     mask = mx.zeros(n_vocab, mx.bool_)
     if tokens:
         mask[mx.array(list(tokens))] = True

@@ -1,4 +1,4 @@
-"""The languages Whisper knows, importable without MLX."""
+"""The languages that Whisper knows. Importing this module imports no MLX."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ __all__ = [
     "LANGUAGES",
     "VOCAB_WITHOUT_LANGUAGES",
     "count_languages",
+    "find_language_code",
     "is_multilingual",
-    "language_code",
 ]
 
 VOCAB_WITHOUT_LANGUAGES: Final = 51765
-"""Tokens that stand for no language, in the English vocabulary; the other has one more."""
+"""Number of tokens that are no language, in the English vocabulary; the other has one more."""
 
 _MULTILINGUAL_VOCAB: Final = 51865
-"""Tokens of the smallest multilingual vocabulary."""
+"""Number of tokens of the smallest multilingual vocabulary."""
 
-# In the order of the language tokens: a network with n languages knows the first n.
+# In the order of the language tokens. A network with n languages knows the first n.
 # Source: `LANGUAGES` and `TO_LANGUAGE_CODE` of openai/whisper, `tokenizer.py`.
 _TABLE = """
 en english, zh chinese, de german, es spanish, ru russian, ko korean, fr french,
@@ -70,12 +70,12 @@ _CODES: Final = MappingProxyType(
 
 
 def is_multilingual(n_vocab: int) -> bool:
-    """Return whether a network of so many tokens knows other languages than English."""
+    """Return whether a network with `n_vocab` tokens knows languages other than English."""
     return n_vocab >= _MULTILINGUAL_VOCAB
 
 
 def count_languages(n_vocab: int) -> int:
-    """Return how many languages a network of so many tokens has tokens for.
+    """Return how many languages a network with `n_vocab` tokens has tokens for.
 
     Source:
         `Whisper.num_languages` of openai/whisper, `model.py`.
@@ -83,11 +83,14 @@ def count_languages(n_vocab: int) -> int:
     return n_vocab - VOCAB_WITHOUT_LANGUAGES - int(is_multilingual(n_vocab))
 
 
-def language_code(language: str) -> str:
-    """Return the code of a language given by code or by English name, in any case.
+def find_language_code(language: str) -> str:
+    """Return the code of a language.
+
+    Args:
+        language: Its code or its English name, in upper or lower case.
 
     Raises:
-        ValueError: Whisper knows no such language; the message lists those it knows.
+        ValueError: The language is unknown; the message lists the known ones.
     """
     code = _CODES.get(language.lower())
     if code is None:

@@ -1,6 +1,6 @@
-"""How an audio is decoded: the options of `Session.transcribe`, checked before any work.
+"""The options of `Session.transcribe`, and the settings that they become when they are checked.
 
-Plain data, importable without MLX. Names, defaults and meaning are mlx_whisper's.
+Importing this module imports no MLX. Names, defaults and meaning of the options are mlx_whisper's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numbers import Integral, Real
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict, Unpack, cast
 
-from fastwhisper.whisper.languages import language_code
+from fastwhisper.whisper.languages import find_language_code
 
 if TYPE_CHECKING:
     from typing import Self
@@ -26,7 +26,7 @@ _Check: TypeAlias = Callable[[str, object], object]
 
 
 class TranscribeOptions(TypedDict, total=False):
-    """Keyword options of `Session.transcribe` and `Session.stream`; see `DecodeSettings`."""
+    """The keyword options of `Session.transcribe` and `Session.stream`; see `DecodeSettings`."""
 
     temperature: float | Sequence[float]
     compression_ratio_threshold: float | None
@@ -51,36 +51,39 @@ class TranscribeOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeSettings:
-    """Every option of one transcription. Build it with `from_options`, which checks them.
+    """The checked options of one transcription, with a value for each. `from_options` builds it.
 
     Attributes:
         language: Code of the spoken language; None detects it in the first 30 s.
-        task: Write down what is said, or translate it to English.
+        task: "transcribe" writes in the spoken language, "translate" in English.
         seed: Makes sampling above temperature 0 repeatable.
-        temperature: Tried in turn until a window passes the thresholds.
-        compression_ratio_threshold: Above it a window repeats itself: next temperature.
-        logprob_threshold: Below it a window is too uncertain: next temperature.
-        no_speech_threshold: Above it a window is silent, unless its log-probability is
-            above `logprob_threshold`.
-        condition_on_previous_text: Prompt each window with the text before it.
+        temperature: Temperatures that are tried in this order until a window passes the thresholds.
+        compression_ratio_threshold: A window with a higher compression ratio repeats itself, and
+            the next temperature is tried.
+        logprob_threshold: A window with a lower mean log-probability is too uncertain, and the next
+            temperature is tried.
+        no_speech_threshold: A window with a higher probability of no speech is silent, unless its
+            mean log-probability is above `logprob_threshold`.
+        condition_on_previous_text: Use the text so far as the prompt of the next window.
         initial_prompt: Prompt of the first window.
-        word_timestamps: Also give the time of each word.
+        word_timestamps: Compute the times of each word.
         prepend_punctuations: Punctuation that belongs to the word after it.
         append_punctuations: Punctuation that belongs to the word before it.
-        clip_timestamps: Start, end, start, end … in seconds; the last end may be left
-            out. As upstream, decoding begins at the first start and does not jump over
-            the gap between two clips.
-        hallucination_silence_threshold: With word times, skip silence longer than this
-            many seconds around what may be invented.
-        sample_len: Most tokens of one window; None is half the decoder's context.
-        best_of: Samples to choose from above temperature 0.
-        length_penalty: Exponent 0 to 1 of the length by which samples are ranked; None
-            ranks by plain length.
-        prefix: Text or tokens each window begins with.
-        suppress_tokens: Tokens never to sample; -1 stands for symbols speech lacks.
-        suppress_blank: Never begin a window with a blank.
+        clip_timestamps: Start, end, start, end … of clips in seconds; the last end may be missing.
+            As in mlx_whisper, decoding starts at the first start and does not skip the gap between
+            two clips.
+        hallucination_silence_threshold: With word times, skip silence longer than this many
+            seconds around text that is probably invented.
+        sample_len: Largest number of tokens of one window; None is half of the decoder's context.
+        best_of: Number of samples above temperature 0, of which the best is chosen.
+        length_penalty: Exponent from 0 to 1 of the length by which samples are ranked; None ranks
+            by the mean log-probability.
+        prefix: Text or tokens that each window begins with.
+        suppress_tokens: Tokens that are never sampled; -1 stands for all symbols that are not
+            speech.
+        suppress_blank: Never begin a window with a space or the end.
         without_timestamps: Sample text only; a segment is then a whole window.
-        max_initial_timestamp: The first segment of a window begins by then, in seconds.
+        max_initial_timestamp: Latest start of the first segment of a window, in seconds.
     """
 
     language: str | None = None
@@ -115,104 +118,118 @@ class DecodeSettings:
         seed: int | None = None,
         **options: Unpack[TranscribeOptions],
     ) -> Self:
-        """Check options and fill in the defaults.
+        """Check options, and return the settings.
+
+        Args:
+            language: Code or English name of the spoken language; None detects it.
+            task: "transcribe" or "translate".
+            seed: Makes sampling above temperature 0 repeatable.
+            **options: See the attributes. An option that is left out has its default.
 
         Raises:
-            TypeError: An option that does not exist, or of the wrong type.
-            ValueError: An option out of range, or an unknown language or task.
+            TypeError: An option does not exist, or has the wrong type.
+            ValueError: An option is out of range, or a language or task is unknown.
         """
         given: dict[str, object] = {"language": language, "task": task, "seed": seed, **options}
         names = [field.name for field in fields(cls)]
         if unknown := sorted(given.keys() - set(names)):
             raise TypeError(f"unknown option {unknown[0]!r}; the options are {', '.join(names)}")
-        # The checks make each value what its field says.
+        # Each check returns a value of its field's type.
         checked = {name: _CHECKS[name](name, value) for name, value in given.items()}
         return cls(**cast("dict[str, Any]", checked))
 
 
-def _wrong_type(name: str, value: object, expected: str) -> TypeError:
-    return TypeError(f"{name}={value!r}: give {expected}")
+def _type_error(name: str, value: object, expected: str) -> TypeError:
+    """Return the error for a value of the wrong type."""
+    return TypeError(f"{name}={value!r} has the wrong type; give {expected}")
 
 
-def _flag(name: str, value: object) -> bool:
+def _check_flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
-        raise _wrong_type(name, value, "True or False")
+        raise _type_error(name, value, "True or False")
     return value
 
 
-def _text(name: str, value: object) -> str:
+def _check_text(name: str, value: object) -> str:
     if not isinstance(value, str):
-        raise _wrong_type(name, value, "a string")
+        raise _type_error(name, value, "a string")
     return value
 
 
-def _integer(name: str, value: object, *, low: int, high: int = 2**31 - 1) -> int:
+def _check_integer(name: str, value: object, *, low: int, high: int = 2**31 - 1) -> int:
     if not isinstance(value, Integral) or isinstance(value, bool):
-        raise _wrong_type(name, value, "an integer")
+        raise _type_error(name, value, "an integer")
     number = int(value)
     if not low <= number <= high:
-        raise ValueError(f"{name}={value!r}: not between {low} and {high}")
+        raise ValueError(f"{name}={value!r} is out of range; give {low} to {high}")
     return number
 
 
-def _number(name: str, value: object, *, low: float = -math.inf, high: float = math.inf) -> float:
+def _check_number(
+    name: str, value: object, *, low: float = -math.inf, high: float = math.inf
+) -> float:
     if not isinstance(value, Real) or isinstance(value, bool):
-        raise _wrong_type(name, value, "a number")
+        raise _type_error(name, value, "a number")
     number = float(value)
     if not low <= number <= high:
-        raise ValueError(f"{name}={value!r}: not between {low:g} and {high:g}")
+        raise ValueError(f"{name}={value!r} is out of range; give {low:g} to {high:g}")
     return number
 
 
-def _optional(check: _Check) -> _Check:
+def _allow_none(check: _Check) -> _Check:
+    """Return a check that also accepts None."""
     return lambda name, value: None if value is None else check(name, value)
 
 
-def _all(name: str, value: object, check: _Check) -> tuple[object, ...]:
+def _check_items(name: str, value: object, check: _Check) -> tuple[object, ...]:
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
-        raise _wrong_type(name, value, "a sequence")
+        raise _type_error(name, value, "a sequence")
     return tuple(check(name, item) for item in value)
 
 
-def _temperatures(name: str, value: object) -> tuple[object, ...]:
-    check = partial(_number, low=0, high=_MAX_TEMPERATURE)
-    temperatures = (check(name, value),) if isinstance(value, Real) else _all(name, value, check)
+def _check_temperatures(name: str, value: object) -> tuple[object, ...]:
+    check = partial(_check_number, low=0, high=_MAX_TEMPERATURE)
+    temperatures = (
+        (check(name, value),) if isinstance(value, Real) else _check_items(name, value, check)
+    )
     if not temperatures:
-        raise ValueError(f"{name}={value!r}: give at least one")
+        raise ValueError(f"{name}={value!r} is empty; give at least one temperature")
     return temperatures
 
 
-def _seconds(name: str, value: object) -> tuple[object, ...]:
-    if isinstance(value, str):
-        try:
-            value = [float(part) for part in value.split(",")] if value else []
-        except ValueError as error:
-            raise ValueError(f"{name}={value!r}: give seconds, separated by commas") from error
-    # Finite, as they become frame numbers.
-    return _all(name, value, partial(_number, low=0, high=_MAX_SECONDS))
+def _split(name: str, value: object, read: Callable[[str], object], what: str) -> object:
+    """Return the parts of a string that commas separate; return any other value unchanged."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return [read(part) for part in value.split(",")] if value else []
+    except ValueError as error:
+        raise ValueError(f"wrong {name}={value!r}; give {what}, separated by commas") from error
 
 
-def _tokens(name: str, value: object, *, low: int) -> tuple[object, ...]:
-    if isinstance(value, str):
-        try:
-            value = [int(part) for part in value.split(",")] if value else []
-        except ValueError as error:
-            raise ValueError(f"{name}={value!r}: give tokens, separated by commas") from error
-    return _all(name, value, partial(_integer, low=low))
+def _read_seconds(name: str, value: object) -> tuple[object, ...]:
+    # Finite, because they become frame numbers.
+    check = partial(_check_number, low=0, high=_MAX_SECONDS)
+    return _check_items(name, _split(name, value, float, "seconds"), check)
 
 
-def _prefix(name: str, value: object) -> object:
-    return value if isinstance(value, str) else _tokens(name, value, low=0)
+def _read_tokens(name: str, value: object, *, low: int) -> tuple[object, ...]:
+    check = partial(_check_integer, low=low)
+    return _check_items(name, _split(name, value, int, "tokens"), check)
 
 
-def _language(name: str, value: object) -> str:
-    return language_code(_text(name, value))
+def _read_prefix(name: str, value: object) -> object:
+    return value if isinstance(value, str) else _read_tokens(name, value, low=0)
 
 
-def _task(name: str, value: object) -> str:
+def _read_language(name: str, value: object) -> str:
+    return find_language_code(_check_text(name, value))
+
+
+def _check_task(name: str, value: object) -> str:
     if value not in {"transcribe", "translate"}:
-        raise ValueError(f"{name}={value!r}: give 'transcribe' or 'translate'")
-    return _text(name, value)
+        raise ValueError(f"unknown {name}={value!r}; give 'transcribe' or 'translate'")
+    return _check_text(name, value)
 
 
 _MAX_SECONDS: Final = 1e9
@@ -220,27 +237,27 @@ _MAX_TEMPERATURE: Final = 1e9
 
 _CHECKS: Final = MappingProxyType[str, _Check](
     {
-        "language": _optional(_language),
-        "task": _task,
-        "seed": _optional(partial(_integer, low=0, high=2**64 - 1)),
-        "temperature": _temperatures,
-        "compression_ratio_threshold": _optional(_number),
-        "logprob_threshold": _optional(_number),
-        "no_speech_threshold": _optional(_number),
-        "condition_on_previous_text": _flag,
-        "initial_prompt": _optional(_text),
-        "word_timestamps": _flag,
-        "prepend_punctuations": _text,
-        "append_punctuations": _text,
-        "clip_timestamps": _seconds,
-        "hallucination_silence_threshold": _optional(partial(_number, low=0)),
-        "sample_len": _optional(partial(_integer, low=1)),
-        "best_of": _optional(partial(_integer, low=1)),
-        "length_penalty": _optional(partial(_number, low=0, high=1)),
-        "prefix": _optional(_prefix),
-        "suppress_tokens": _optional(partial(_tokens, low=-1)),
-        "suppress_blank": _flag,
-        "without_timestamps": _flag,
-        "max_initial_timestamp": _optional(partial(_number, low=0, high=_MAX_SECONDS)),
+        "language": _allow_none(_read_language),
+        "task": _check_task,
+        "seed": _allow_none(partial(_check_integer, low=0, high=2**64 - 1)),
+        "temperature": _check_temperatures,
+        "compression_ratio_threshold": _allow_none(_check_number),
+        "logprob_threshold": _allow_none(_check_number),
+        "no_speech_threshold": _allow_none(_check_number),
+        "condition_on_previous_text": _check_flag,
+        "initial_prompt": _allow_none(_check_text),
+        "word_timestamps": _check_flag,
+        "prepend_punctuations": _check_text,
+        "append_punctuations": _check_text,
+        "clip_timestamps": _read_seconds,
+        "hallucination_silence_threshold": _allow_none(partial(_check_number, low=0)),
+        "sample_len": _allow_none(partial(_check_integer, low=1)),
+        "best_of": _allow_none(partial(_check_integer, low=1)),
+        "length_penalty": _allow_none(partial(_check_number, low=0, high=1)),
+        "prefix": _allow_none(_read_prefix),
+        "suppress_tokens": _allow_none(partial(_read_tokens, low=-1)),
+        "suppress_blank": _check_flag,
+        "without_timestamps": _check_flag,
+        "max_initial_timestamp": _allow_none(partial(_check_number, low=0, high=_MAX_SECONDS)),
     }
 )

@@ -1,4 +1,4 @@
-"""The network of a checkpoint, and putting weights into it."""
+"""A checkpoint -> its network, and the network's weights."""
 
 from __future__ import annotations
 
@@ -22,29 +22,30 @@ if TYPE_CHECKING:
 __all__ = ["UNPACK_ROWS", "apply_params", "build_module"]
 
 UNPACK_ROWS: Final = 32
-"""Rows from which on unpacking a weight pays on a CPU, where MLX's packed product uses no BLAS.
-Measured on 2 cores with OpenBLAS: as fast as the packed product at 16 to 40 rows, by shape and
-bits, and 50 to 80 times as fast at 1500."""
+"""From this many input rows on, a CPU is faster with unpacked weights, because MLX's packed product
+uses no BLAS. Measured on 2 cores with OpenBLAS: as fast as the packed product at 16 to 40 rows, by
+shape and bits, and 50 to 80 times as fast at 1500."""
 
 _FLOATS: Final = (mx.float16, mx.bfloat16, mx.float32)
 
 _Slot = tuple["dict[str, object] | list[object]", "str | int", mx.array]
+"""Where a module keeps one array: the container, the key in it, and the array."""
 
 
 def build_module(
     checkpoint: Checkpoint, *, dtype: DtypeName = "float32", unpack_rows: int | None = None
 ) -> Whisper:
-    """Build the network of a checkpoint: the right classes and bits, and no weights yet.
+    """Build the network of a checkpoint, with its classes and bits, but without weights.
 
-    The parameters are lazy placeholders that are never evaluated and so take no memory. What
-    is no parameter (the encoder's positions, the decoder's mask) is evaluated here, because a
-    lazy array works only in the thread that made it.
+    The parameters are lazy arrays that are never evaluated, so they take no memory. The encoder's
+    positions and the decoder's mask are not parameters. They are evaluated here, because a lazy
+    array works only in the thread that made it.
 
     Args:
         checkpoint: Its dimensions, precision and alignment heads are used.
-        dtype: The type of the encoder's positions and the decoder's mask.
-        unpack_rows: Multiply inputs of this many rows and more with unpacked weights; None
-            never unpacks. Only the order of sums changes. See `UNPACK_ROWS`.
+        dtype: The dtype of the encoder's positions and the decoder's mask.
+        unpack_rows: From this many input rows on, a quantized weight is unpacked before the
+            product; None never unpacks. Only the order of sums changes. See `UNPACK_ROWS`.
 
     Returns:
         A network whose parameters `apply_params` must set.
@@ -66,20 +67,19 @@ def build_module(
 def apply_params(
     module: nn.Module, params: Mapping[str, mx.array], *, path: Path | None = None
 ) -> None:
-    """Set all parameters of a network, or of a part of it; check them all first.
+    """Check all parameters of a network, or of a part of it, then set them.
 
-    Parameters are not cast. Afterwards nothing in `module` is lazy, names with an underscore
-    included, so it may be used in any thread.
+    Parameters are not cast. Afterwards no array of `module` is lazy, so any thread may use it.
 
     Args:
         module: The network, or a part such as `module.encoder`; changed in place.
-        params: Every parameter of `module` by its name in it; `alignment_heads` may be left
-            out. Floating parameters may be of any of float16, bfloat16 and float32.
-        path: Where they come from, for the message.
+        params: Every parameter of `module` by its name in `module`; `alignment_heads` may be
+            missing. Floating parameters are float16, bfloat16 or float32.
+        path: The file or directory that they come from, for the message.
 
     Raises:
         InvalidModelFormatError: Parameters are unknown, missing, of the wrong shape or of the wrong
-            kind of dtype; it names them all and `module` is as it was.
+            dtype. The message names them all, and `module` is unchanged.
     """
     slots = {name: slot for name, slot in _slots(module) if not _is_hidden(name)}
     findings = Findings()
@@ -98,20 +98,20 @@ def apply_params(
         if name not in slots:
             findings.add("unknown", name)
     findings.raise_for(path or to_path("parameters"))
-    # Evaluated before the first is set, so that a failure leaves the module as it was.
+    # Evaluated before the first one is set, so that a failure leaves the module unchanged.
     mx.eval(list(params.values()))
     for name, array in params.items():
         container, key, _ = slots[name]
-        container[key] = array  # type: ignore[index] # a key of the very container it came from
+        container[key] = array  # type: ignore[index]  # the key is one of this container
     mx.eval([array for _, (_, _, array) in _slots(module)])
 
 
 def _slots(
     container: dict[str, object] | list[object], prefix: str = ""
 ) -> Iterator[tuple[str, _Slot]]:
-    """Walk over all arrays of a module: the name, and where it is kept.
+    """Find all arrays of a module: yield each name, and where the array is kept.
 
-    `Module.parameters` leaves out names that begin with an underscore; this doesn't.
+    `Module.parameters` leaves out names that begin with an underscore; this function does not.
     """
     pairs = container.items() if isinstance(container, dict) else enumerate(container)
     for key, value in pairs:
@@ -122,14 +122,17 @@ def _slots(
 
 
 def _is_hidden(name: str) -> bool:
-    """Tell whether MLX takes an array for an attribute and not for a parameter."""
+    """Return whether an array is no parameter for MLX: a part of its name begins with "_"."""
     return any(part.startswith("_") for part in name.split("."))
 
 
 def _check_heads(module: nn.Module, heads: mx.array, findings: Findings) -> None:
-    """Demand (layer, head) pairs that exist: MLX reads beyond an array without a word."""
+    """Check that alignment heads are (layer, head) pairs that exist.
+
+    MLX does not check indices: a wrong one would read memory outside of the array.
+    """
     dims = getattr(module, "dims", None)
-    if heads.ndim != 2 or heads.shape[1] != 2 or not heads.size:  # noqa: PLR2004 - pairs
+    if heads.ndim != 2 or heads.shape[1] != 2 or not heads.size:  # noqa: PLR2004  pairs
         findings.add("of the wrong shape", ALIGNMENT_HEADS, f" {heads.shape}, not (n, 2)")
     elif not mx.issubdtype(heads.dtype, mx.integer):
         findings.add("of the wrong dtype", ALIGNMENT_HEADS, f" {_short(heads.dtype)}")
@@ -140,8 +143,10 @@ def _check_heads(module: nn.Module, heads: mx.array, findings: Findings) -> None
 
 
 def _both_float(one: mx.array, other: mx.array) -> bool:
+    """Return whether two arrays have a floating dtype each."""
     return one.dtype in _FLOATS and other.dtype in _FLOATS
 
 
 def _short(dtype: mx.Dtype) -> str:
+    """Return the name of a dtype without its module."""
     return str(dtype).removeprefix("mlx.core.")

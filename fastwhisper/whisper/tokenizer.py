@@ -1,6 +1,6 @@
-"""Whisper's tokenizer: byte pairs of text, and special tokens after them.
+"""Whisper's tokenizer: byte pairs for text, and special tokens after them.
 
-Decoding is a look-up. Only a prompt, a prefix and a few symbols are ever encoded.
+Tokens are decoded with a table. Only a prompt, a prefix and a few symbols are ever encoded.
 
 Source:
     Radford et al. 2022, section 2.2; `tokenizer.py` of openai/whisper, whose vocabularies these
@@ -40,22 +40,22 @@ _SYMBOLS: Final = (
     *("<<", ">>", "<<<", ">>>", "--", "---", "-(", "-[", "('", '("'),
     *("((", "))", "(((", ")))", "[[", "]]", "{{", "}}", "♪♪", "♪♪♪"),
 )
-"""Symbols that stand for no speech: speakers, remarks, music."""
+"""Symbols that are not speech: speaker names, remarks, music."""
 
 _NOTES: Final = "♩♪♫♬♭♮♯"
-"""Symbols of which the first token is suppressed too; they share their first two bytes."""
+"""Notes. A note may be several tokens; its first one is suppressed, which all notes share."""
 
 _UNSPACED: Final = frozenset({"zh", "ja", "th", "lo", "my", "yue"})
 """Languages that are written without spaces between words."""
 
 _PUNCTUATION: Final = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
-_BROKEN: Final = "\ufffd"
-"""What bytes are decoded to that are no whole character."""
+_REPLACEMENT: Final = "\ufffd"
+"""The character that incomplete or wrong UTF-8 bytes are decoded to."""
 
 _PIECES: Final = re.compile(
     r"'s|'t|'re|'ve|'m|'ll|'d| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII
 )
-"""Pieces of text that are encoded one by one; for text that `_to_ascii` has mapped."""
+"""Pieces of text that are encoded one by one. It is applied to the result of `_to_ascii`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,10 +63,10 @@ class Tokenizer:
     """The tokens of one network, for one language and task.
 
     Attributes:
-        vocabulary: The bytes of each token of text, in the order of their numbers.
-        num_languages: How many languages the network has tokens for.
+        vocabulary: The bytes of each text token, in the order of the tokens' numbers.
+        num_languages: Number of languages that the network has tokens for.
         language: Code of the spoken language; None for a network that knows English only.
-        task: Write down what is said, or translate it; None for such a network.
+        task: Transcribe or translate; None for a network that knows English only.
     """
 
     vocabulary: tuple[bytes, ...]
@@ -76,19 +76,19 @@ class Tokenizer:
 
     @cached_property
     def eot(self) -> int:
-        """The token that ends a text. All tokens below it are text."""
+        """The token that ends a text. All smaller tokens are text."""
         return len(self.vocabulary)
 
     @cached_property
     def special_tokens(self) -> Mapping[str, int]:
-        """The special tokens by their names, without those of times."""
+        """The special tokens by name, without the timestamps."""
         languages = list(LANGUAGES)[: self.num_languages]
         names = (*_SPECIAL_BEFORE, *languages, *_SPECIAL_AFTER)
         return {name: self.eot + number for number, name in enumerate(names)}
 
     @cached_property
     def language_tokens(self) -> Mapping[str, int]:
-        """The token of each language that the network knows, by its code."""
+        """The token of each language that the network knows, by the language's code."""
         codes = list(LANGUAGES)[: self.num_languages]
         return {code: self.special_tokens[code] for code in codes}
 
@@ -99,34 +99,34 @@ class Tokenizer:
 
     @cached_property
     def sot_prev(self) -> int:
-        """The token that starts the text before."""
+        """The token before the text of earlier windows (the prompt)."""
         return self.special_tokens["startofprev"]
 
     @cached_property
     def no_speech(self) -> int:
-        """The token whose probability says that nobody speaks."""
+        """The token whose probability is that of no speech."""
         return self.special_tokens["nospeech"]
 
     @cached_property
     def no_timestamps(self) -> int:
-        """The token that asks for text without times."""
+        """The token that asks for text without timestamps."""
         return self.special_tokens["notimestamps"]
 
     @cached_property
     def timestamp_begin(self) -> int:
-        """The token of 0.00 s. Each one after it stands for 0.02 s more."""
+        """The timestamp of 0.00 s. Each token after it means 0.02 s more."""
         return self.no_timestamps + 1
 
     @cached_property
     def sot_sequence(self) -> tuple[int, ...]:
-        """The tokens that every transcript begins with: its start, the language, the task."""
+        """The first tokens of every transcript: its start, the language, the task."""
         names = [name for name in (self.language, self.task) if name is not None]
         return (self.sot, *(self.special_tokens[name] for name in names))
 
     @cached_property
     def non_speech_tokens(self) -> tuple[int, ...]:
-        """Tokens of symbols that nobody says, in order: speaker tags, remarks, notes."""
-        # A hyphen and an apostrophe may be inside a word, but begin none.
+        """Tokens of symbols that are not speech, in order: speaker names, remarks, notes."""
+        # A hyphen and an apostrophe may be inside a word, but no word begins with them.
         found = {self.encode(" -")[0], self.encode(" '")[0]}
         for symbol in (*_SYMBOLS, *_NOTES):
             for tokens in (self.encode(symbol), self.encode(f" {symbol}")):
@@ -140,22 +140,22 @@ class Tokenizer:
 
     @cached_property
     def _pieces(self) -> tuple[bytes, ...]:
-        """The bytes of all tokens below the times; a special one shows its name."""
+        """The bytes of all tokens before the timestamps; those of a special token are its name."""
         return self.vocabulary + tuple(f"<|{name}|>".encode() for name in self.special_tokens)
 
     def encode(self, text: str) -> list[int]:
-        """Turn text into tokens.
+        """Encode text as tokens.
 
         Raises:
-            ValueError: The text holds a special token.
+            ValueError: The text contains a special token.
         """
         if "<|" in text:
             named = (f"<|{name}|>" for name in self.special_tokens)
             special = next((name for name in named if name in text), None)
             if special is not None or _TIME.search(text):
-                shown = special or "a time"
-                raise ValueError(f"the text holds the special token {shown}: take it out")
-        # Surrogates are joined to the character that they stand for, or replaced.
+                shown = special or "of a timestamp"
+                raise ValueError(f"the text contains the special token {shown}; remove it")
+        # A pair of surrogates becomes its character, a lone surrogate is replaced.
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         tokens: list[int] = []
         for match in _PIECES.finditer(_to_ascii(text)):
@@ -163,18 +163,18 @@ class Tokenizer:
         return tokens
 
     def decode_bytes(self, tokens: Iterable[int]) -> bytes:
-        """Join the bytes of tokens. Times have none, special tokens show their names."""
+        """Return the bytes of tokens. Timestamps have none; a special token's are its name."""
         return b"".join(self._pieces[token] for token in tokens if token < self.timestamp_begin)
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Turn tokens into text. Bytes that are no whole character become U+FFFD."""
+        """Decode tokens as text. Bytes of an incomplete character become U+FFFD."""
         return self.decode_bytes(tokens).decode("utf-8", errors="replace")
 
     def split_words(self, tokens: Sequence[int]) -> list[list[int]]:
-        """Split tokens into words: at spaces, or where a language has none, at characters.
+        """Split tokens into words: at spaces, or at characters if the language has no spaces.
 
-        Punctuation is a word of its own. Bytes at the end that are no whole character belong
-        to none.
+        Punctuation is a word of its own. Tokens of an incomplete character at the end are left
+        out.
         """
         parts = self._split_characters(tokens)
         if self.language in _UNSPACED:
@@ -190,7 +190,7 @@ class Tokenizer:
         return words
 
     def _split_characters(self, tokens: Sequence[int]) -> list[list[int]]:
-        """Split tokens wherever a character ends."""
+        """Split tokens at the ends of characters."""
         whole = self.decode(tokens)
         parts: list[list[int]] = []
         part: list[int] = []
@@ -198,10 +198,10 @@ class Tokenizer:
         for token in tokens:
             part.append(token)
             text = self.decode(part)
-            broken = text.find(_BROKEN)
-            at = done + broken
-            # A broken character is complete if it is broken in the whole text too.
-            if broken < 0 or whole[at : at + 1] == _BROKEN:
+            incomplete = text.find(_REPLACEMENT)
+            at = done + incomplete
+            # Where the whole text has U+FFFD too, no later token completes the character.
+            if incomplete < 0 or whole[at : at + 1] == _REPLACEMENT:
                 parts.append(part)
                 done += len(text)
                 part = []
@@ -212,9 +212,9 @@ def read_tokenizer(n_vocab: int, *, language: str, task: Task) -> Tokenizer:
     """Read the tokenizer of a network.
 
     Args:
-        n_vocab: Tokens of the network, which say how many languages it knows.
-        language: Code of the spoken language. A network that knows English only ignores it.
-        task: Write down what is said, or translate it to English. Ignored likewise.
+        n_vocab: Number of tokens of the network; the languages that it knows follow from it.
+        language: Code of the spoken language; ignored for a network that knows English only.
+        task: Transcribe or translate; ignored for a network that knows English only.
     """
     if is_multilingual(n_vocab):
         return Tokenizer(_read("multilingual"), count_languages(n_vocab), language, task)
@@ -223,7 +223,7 @@ def read_tokenizer(n_vocab: int, *, language: str, task: Task) -> Tokenizer:
 
 @cache
 def _read(name: str) -> tuple[bytes, ...]:
-    """Read a vocabulary: a line for each token, its bytes in base64 and its number."""
+    """Read a vocabulary file. Each line has the bytes of one token in base64, and its number."""
     lines = (_DATA / f"{name}.tiktoken").read_bytes().splitlines()
     return tuple(a2b_base64(line.partition(b" ")[0]) for line in lines)
 
@@ -232,23 +232,25 @@ _TIME: Final = re.compile(r"<\|(?:[12]?[0-9]\.[0-9][02468]|30\.00)\|>")
 
 
 def _to_ascii(text: str) -> str:
-    """Map each character beyond ASCII to one of its kind: a letter, a digit, a space or neither.
+    """Replace each non-ASCII character by an ASCII character of its kind.
 
-    `re` knows the kinds of Unicode that byte pairs are split by (L, N, white space) only so.
+    The kinds are letter, number, white space, and other. `re` can't match Unicode's letters (L) and
+    numbers (N), by which text is split into pieces.
     """
     return text if text.isascii() else "".join(c if c < "\x80" else _kind(c) for c in text)
 
 
 def _kind(character: str) -> str:
+    """Return an ASCII character of the same kind."""
     if character.isspace():
         return "\t"
     return {"L": "a", "N": "0"}.get(unicodedata.category(character)[0], "!")
 
 
 def _merge(piece: bytes, ranks: Mapping[bytes, int]) -> list[int]:
-    """Turn one piece of text into tokens: join the pair of lowest rank until none is left.
+    """Encode one piece of text: join the pair of lowest rank until there is no pair left.
 
-    The candidates are kept in a heap, so that a long piece takes n log n steps and not n².
+    The pairs are kept in a heap, so a piece of n bytes takes n log n steps and not n².
     """
     if piece in ranks:
         return [ranks[piece]]
@@ -257,18 +259,18 @@ def _merge(piece: bytes, ranks: Mapping[bytes, int]) -> list[int]:
     before, after = list(range(-1, end - 1)), list(range(1, end + 1))
     heap: list[tuple[int, int]] = []
 
-    def consider(at: int) -> None:
+    def push(at: int) -> None:
         if at >= 0 and after[at] < end:
             rank = ranks.get(parts[at] + parts[after[at]])
             if rank is not None:
                 heapq.heappush(heap, (rank, at))
 
     for at in range(end):
-        consider(at)
+        push(at)
     while heap:
         rank, at = heapq.heappop(heap)
         other = after[at]
-        # Out of date when one of the two has been joined to something else since.
+        # Skip the pair if one of its parts was joined to another part meanwhile.
         if other >= end or not parts[at] or ranks.get(parts[at] + parts[other]) != rank:
             continue
         parts[at] += parts[other]
@@ -276,6 +278,6 @@ def _merge(piece: bytes, ranks: Mapping[bytes, int]) -> list[int]:
         after[at] = after[other]
         if after[at] < end:
             before[after[at]] = at
-        consider(before[at])
-        consider(at)
+        push(before[at])
+        push(at)
     return [ranks[part] for part in parts if part]

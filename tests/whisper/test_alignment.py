@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from mlx_whisper.timing import dtw, median_filter
 
-from fastwhisper.whisper.alignment import align_words, filter_median, warp
+from fastwhisper.whisper.alignment import align_words, filter_median, find_path
 from fastwhisper.whisper.tokenizer import read_tokenizer
 from tests.helpers.tiny_models import SPEAKING
 
@@ -28,7 +28,7 @@ def test_the_path_is_mlx_whispers(case: int) -> None:
     if case % 7 == 0:
         cost[:] = 0
     expected = dtw(cost)
-    found = warp(cost)
+    found = find_path(cost)
     assert np.array_equal(found[0], expected[0])
     assert np.array_equal(found[1], expected[1])
 
@@ -36,13 +36,13 @@ def test_the_path_is_mlx_whispers(case: int) -> None:
 def test_the_path_of_a_long_window_is_mlx_whispers() -> None:
     """120 tokens over 30 s."""
     cost = RANDOM.standard_normal((120, 1500)).astype(np.float32)
-    for found, expected in zip(warp(cost), dtw(cost), strict=True):
+    for found, expected in zip(find_path(cost), dtw(cost), strict=True):
         assert np.array_equal(found, expected)
 
 
 def test_a_path_stays_inside_where_nothing_is_a_number() -> None:
     """Every token and position is met, in order."""
-    tokens, positions = warp(np.full((3, 5), np.nan, np.float32))
+    tokens, positions = find_path(np.full((3, 5), np.nan, np.float32))
     assert (tokens[0], positions[0]) == (0, 0)
     assert (tokens[-1], positions[-1]) == (2, 4)
     assert (np.diff(tokens) >= 0).all()
