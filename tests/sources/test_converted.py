@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Literal
 
@@ -16,37 +13,20 @@ import pytest
 
 from fastwhisper.checkpoint.inspection import inspect_checkpoint
 from fastwhisper.checkpoint.read import read_shards
-from fastwhisper.sources import converted, verified
+from fastwhisper.sources import converted
+from tests.helpers.copies import list_leftovers, store_copy
+from tests.helpers.interpreter import WATCHDOG_S, start_python
 from tests.helpers.tiny_models import write_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from fastwhisper.checkpoint.plan import Checkpoint
 
-WATCHDOG_S = 60
+pytestmark = pytest.mark.usefixtures("root")
 
 Slow = Literal["weights.npz", "deflated weights.npz", "model.bin"]
-
-
-@pytest.fixture(autouse=True)
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give each test a cache of its own, on a disk that has room."""
-    path = tmp_path / "cache"
-    monkeypatch.setenv(converted.VARIABLE, str(path))
-    monkeypatch.setattr(converted, "RESERVE_BYTES", 0)
-    return path
-
-
-@pytest.fixture
-def original(tmp_path: Path) -> Checkpoint:
-    """A checkpoint that is slow to read."""
-    return inspect_checkpoint(write_model(tmp_path / "original", layout="weights.npz"))
-
-
-def keep(checkpoint: Checkpoint) -> Path | None:
-    """Store a checkpoint from its own files."""
-    return converted.store(checkpoint, read_shards(checkpoint), check=lambda: None)
 
 
 def read(checkpoint: Checkpoint) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
@@ -60,11 +40,6 @@ def read(checkpoint: Checkpoint) -> dict[str, tuple[str, tuple[int, ...], bytes]
         for group in read_shards(checkpoint)
         for name, array in group.items()
     }
-
-
-def leftovers(root: Path) -> list[str]:
-    """List what is neither an entry nor the lock."""
-    return [path.name for path in root.iterdir() if path.name.endswith(".tmp")]
 
 
 # What is kept is what was there.
@@ -83,7 +58,7 @@ def test_copy_equals_its_original(tmp_path: Path, layout: Slow, precision: str) 
     """A copy has every tensor, dtype and byte, and the precision of its original."""
     directory = write_model(tmp_path / "model", layout=layout, precision=precision)
     original = inspect_checkpoint(directory)
-    path = keep(original)
+    path = store_copy(original)
     assert path is not None
     copy = inspect_checkpoint(path)
     tensors = read(copy)
@@ -103,7 +78,7 @@ def test_bfloat16_is_kept_as_it_is(tmp_path: Path) -> None:
     mx.eval(list(cast.values()))
     mx.save_safetensors(weights, cast)
     original = inspect_checkpoint(directory)
-    path = keep(original)
+    path = store_copy(original)
     assert path is not None
     assert read(inspect_checkpoint(path)) == read(original)
 
@@ -112,7 +87,7 @@ def test_alignment_heads_of_a_config_become_a_tensor(tmp_path: Path) -> None:
     """Heads that only the config knows are not lost."""
     original = inspect_checkpoint(write_model(tmp_path / "model", layout="model.bin"))
     assert original.alignment_heads == ((0, 0),)
-    path = keep(original)
+    path = store_copy(original)
     assert path is not None
     tensors = mx.load(str(path / "weights.safetensors"))
     assert isinstance(tensors, dict)
@@ -131,14 +106,14 @@ def test_nothing_is_found_before_it_is_stored(original: Checkpoint, root: Path) 
 
 def test_copy_is_found_by_its_original(original: Checkpoint, tmp_path: Path) -> None:
     """The same files, inspected anew, find the copy."""
-    path = keep(original)
+    path = store_copy(original)
     assert path is not None
     assert converted.lookup(inspect_checkpoint(tmp_path / "original")) == path
 
 
 def test_links_to_one_file_share_a_copy(original: Checkpoint, tmp_path: Path) -> None:
     """Two snapshots of the same blob are the same model."""
-    path = keep(original)
+    path = store_copy(original)
     snapshot = tmp_path / "snapshot"
     snapshot.mkdir()
     for file in (tmp_path / "original").iterdir():
@@ -148,7 +123,7 @@ def test_links_to_one_file_share_a_copy(original: Checkpoint, tmp_path: Path) ->
 
 def test_rewritten_original_is_another_one(original: Checkpoint, tmp_path: Path) -> None:
     """A file that was written again has no copy yet, even with the same bytes."""
-    keep(original)
+    store_copy(original)
     weights = tmp_path / "original" / "weights.npz"
     data = weights.read_bytes()
     weights.unlink()
@@ -160,37 +135,24 @@ def test_rewritten_original_is_another_one(original: Checkpoint, tmp_path: Path)
 def test_other_heads_in_the_config_are_another_model(tmp_path: Path) -> None:
     """A config that says something else makes another key."""
     directory = write_model(tmp_path / "model", layout="model.bin")
-    keep(inspect_checkpoint(directory))
+    store_copy(inspect_checkpoint(directory))
     (directory / "config.json").write_text("{}")
     assert converted.lookup(inspect_checkpoint(directory)) is None
 
 
 def test_second_store_writes_nothing(original: Checkpoint) -> None:
     """What is there already is not read again."""
-    path = keep(original)
+    path = store_copy(original)
     assert converted.store(original, iter(()), check=lambda: None) == path
 
 
 def test_discarded_copy_is_gone(original: Checkpoint, root: Path) -> None:
     """A copy that can't be read is removed, so that the next store makes it anew."""
-    path = keep(original)
+    path = store_copy(original)
     assert path is not None
     converted.discard(path)
     assert converted.lookup(original) is None
-    assert leftovers(root) == []
-
-
-def test_clearing_forgets_what_was_confirmed(original: Checkpoint, root: Path) -> None:
-    """Notes go with the copies; what the user put there stays."""
-    keep(original)
-    fingerprint = "0123456789abcdef" * 4
-    verified.note_confirmed(fingerprint)
-    assert verified.recall_confirmed(fingerprint)
-    assert not verified.recall_confirmed(fingerprint[::-1])
-    (root / "mine.confirmed").touch()
-    converted.clear()
-    assert not verified.recall_confirmed(fingerprint)
-    assert (root / "mine.confirmed").exists()
+    assert list_leftovers(root) == []
 
 
 # Switched off, full, read-only.
@@ -200,9 +162,13 @@ def test_off_keeps_nothing(
     original: Checkpoint, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`FASTWHISPER_CACHE=off` neither stores nor finds, lists or clears."""
-    keep(original)
+    store_copy(original)
     monkeypatch.setenv(converted.VARIABLE, "off")
-    assert (converted.find_root(), keep(original), converted.lookup(original)) == (None, None, None)
+    assert (converted.find_root(), store_copy(original), converted.lookup(original)) == (
+        None,
+        None,
+        None,
+    )
     assert (converted.entries(), converted.clear()) == ([], 0)
     assert root.exists()
 
@@ -229,10 +195,10 @@ def test_full_disk_costs_the_copy_alone(
 ) -> None:
     """Without room nothing is written, and one line is logged."""
     monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=1000))
-    assert keep(original) is None
+    assert store_copy(original) is None
     assert len(caplog.records) == 1
     assert "no converted copy" in caplog.text
-    assert leftovers(root) == []
+    assert list_leftovers(root) == []
 
 
 def test_disk_that_fills_up_leaves_nothing(
@@ -247,9 +213,9 @@ def test_disk_that_fills_up_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", fail)
-    assert keep(original) is None
+    assert store_copy(original) is None
     assert "No space left" in caplog.text
-    assert leftovers(root) == []
+    assert list_leftovers(root) == []
     assert converted.lookup(original) is None
 
 
@@ -258,7 +224,7 @@ def test_home_that_can_not_be_written_costs_the_copy_alone(
 ) -> None:
     """A cache that can't be made is logged, and not an error."""
     root.write_bytes(b"")
-    assert keep(original) is None
+    assert store_copy(original) is None
     assert len(caplog.records) == 1
     assert converted.lookup(original) is None
 
@@ -268,9 +234,9 @@ def test_original_that_vanishes_costs_the_copy_alone(
 ) -> None:
     """An original that changes under the conversion leaves no copy."""
     (tmp_path / "original" / "weights.npz").unlink()
-    assert keep(original) is None
+    assert store_copy(original) is None
     assert len(caplog.records) == 1
-    assert leftovers(root) == []
+    assert list_leftovers(root) == []
 
 
 def test_missing_tensors_are_the_callers_error(original: Checkpoint, root: Path) -> None:
@@ -279,81 +245,7 @@ def test_missing_tensors_are_the_callers_error(original: Checkpoint, root: Path)
     with pytest.raises(ValueError, match="lack"):
         converted.store(original, groups, check=lambda: None)
     assert converted.lookup(original) is None
-    assert leftovers(root) == []
-
-
-# The cap.
-
-
-def models(tmp_path: Path, count: int) -> list[Checkpoint]:
-    """Write models that differ."""
-    return [
-        inspect_checkpoint(write_model(tmp_path / f"m{seed}", layout="weights.npz", seed=seed))
-        for seed in range(count)
-    ]
-
-
-def test_least_recently_used_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lookup counts as use; what was not used longest makes room."""
-    first, second, third = models(tmp_path, 3)
-    for used_s, model in enumerate((first, second)):
-        path = keep(model)
-        assert path is not None
-        os.utime(path, (used_s, used_s))
-    converted.lookup(first)
-    two_bytes = sum(entry.size_bytes for entry in converted.entries())
-    monkeypatch.setattr(converted, "LIMIT_BYTES", two_bytes)
-    keep(third)
-    kept = [converted.lookup(model) is not None for model in (first, second, third)]
-    assert kept == [True, False, True]
-
-
-def test_what_is_larger_than_the_cap_is_not_kept(
-    original: Checkpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A model that could never fit is not tried."""
-    monkeypatch.setattr(converted, "LIMIT_BYTES", 1000)
-    assert keep(original) is None
-    assert "too many" in caplog.text
-
-
-# Listing and clearing.
-
-
-def test_entries_say_where_they_come_from(tmp_path: Path) -> None:
-    """Each entry has its original, its size and its last use, the latest first."""
-    for used_s, model in enumerate(models(tmp_path, 2)):
-        path = keep(model)
-        assert path is not None
-        os.utime(path, (used_s, used_s))
-    listed = converted.entries()
-    assert [entry.source for entry in listed] == [str(tmp_path / "m1"), str(tmp_path / "m0")]
-    assert [entry.used_s for entry in listed] == [1, 0]
-    assert all(entry.size_bytes > 100_000 for entry in listed)
-
-
-def test_entry_with_a_broken_note_is_listed(original: Checkpoint) -> None:
-    """An entry whose origin can't be read is still one, and can be cleared."""
-    path = keep(original)
-    assert path is not None
-    (path / "source.json").write_text("{")
-    assert [entry.source for entry in converted.entries()] == ["?"]
-
-
-def test_clear_removes_entries_alone(original: Checkpoint, root: Path) -> None:
-    """A directory that is used for other things as well keeps them."""
-    keep(original)
-    freed_bytes = sum(entry.size_bytes for entry in converted.entries())
-    (root / "mine").mkdir()
-    (root / ".mine.tmp").write_text("x")
-    assert converted.clear() == freed_bytes
-    assert converted.entries() == []
-    assert {path.name for path in root.iterdir()} == {"mine", ".mine.tmp", ".lock"}
-
-
-def test_clear_without_a_cache_frees_nothing() -> None:
-    """Clearing what was never made is no error."""
-    assert converted.clear() == 0
+    assert list_leftovers(root) == []
 
 
 # Interrupted.
@@ -378,7 +270,7 @@ def test_cancelled_store_leaves_nothing(original: Checkpoint, root: Path) -> Non
 
     with pytest.raises(Gone):
         converted.store(original, groups(), check=check)
-    assert leftovers(root) == []
+    assert list_leftovers(root) == []
     assert converted.lookup(original) is None
 
 
@@ -430,18 +322,12 @@ def test_killed_store_leaves_nothing_that_passes_for_complete(
     original: Checkpoint, root: Path, tmp_path: Path
 ) -> None:
     """After kill -9 nothing is found; the next store cleans up and succeeds."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(tmp_path / "original")],
-        env=os.environ | {"PYTHONPATH": str(Path(converted.__file__).parents[2])},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"half\n"
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=WATCHDOG_S)
-    assert len(leftovers(root)) == 1
+    with start_python("-c", SCRIPT, tmp_path / "original") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "half\n"
+        process.send_signal(signal.SIGKILL)
+    assert len(list_leftovers(root)) == 1
     assert converted.lookup(original) is None
     assert converted.entries() == []
-    assert keep(original) is not None
-    assert leftovers(root) == []
+    assert store_copy(original) is not None
+    assert list_leftovers(root) == []

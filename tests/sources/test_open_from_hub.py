@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import anyio
-import huggingface_hub
 import pytest
-from huggingface_hub import constants
 
 import fastwhisper
 from fastwhisper import (
@@ -20,39 +18,20 @@ from fastwhisper import (
     QuantizationFallbackError,
     QuantizedModelNotAvailableError,
 )
-from fastwhisper.sources import transport
-from tests.helpers.hub_server import Fault, HubServer
+from tests.helpers.hub_server import Fault
 from tests.helpers.tiny_models import SPEAKING, write_model
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
+
+    from tests.helpers.hub_server import HubServer
 
 pytestmark = pytest.mark.anyio
 
 INT4 = "mlx-community/whisper-tiny-mlx-4bit"
 INT4_SIBLING = "mlx-community/whisper-tiny-4bit"
 FLOAT16 = "mlx-community/whisper-tiny-mlx"
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """Run a Hub, and make the client know no other."""
-    with HubServer() as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        monkeypatch.setattr(
-            constants,
-            "HUGGINGFACE_CO_URL_TEMPLATE",
-            running.url + "/{repo_id}/resolve/{revision}/{filename}",
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.setattr(transport, "BACKOFF_S", (0.0,) * 4)
-        yield running
-        huggingface_hub.close_session()
 
 
 @pytest.fixture
