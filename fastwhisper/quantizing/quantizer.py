@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +16,7 @@ from fastwhisper.engine import threads
 from fastwhisper.quantizing.calibrate import calibrate, round_layers
 from fastwhisper.quantizing.recipe import choose_precision, describe_precision
 from fastwhisper.quantizing.speech import read_calibration_windows
+from fastwhisper.sources.atomic import open_new_directory
 from fastwhisper.values import Progress, Quantization
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Quantizer"]
 
-WEIGHTS: Final = "weights.safetensors"
+_WEIGHTS: Final = "weights.safetensors"
 
 
 class Quantizer:
@@ -91,26 +90,8 @@ class Quantizer:
             "quantization": describe_precision(self.precision),
         }
         directory.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
-        unfinished.mkdir()
-        try:
+        with open_new_directory(directory) as unfinished:
             (unfinished / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
             # `save_file` would make a file that only its owner may read.
-            (unfinished / WEIGHTS).write_bytes(save(self._arrays))
-            for path in (unfinished / CONFIG, unfinished / WEIGHTS, unfinished):
-                _sync(path)
+            (unfinished / _WEIGHTS).write_bytes(save(self._arrays))
             threads.check()
-            unfinished.rename(directory)
-        except BaseException:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise
-        _sync(directory.parent)
-
-
-def _sync(path: Path) -> None:
-    """Write what the system holds of a file or directory to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

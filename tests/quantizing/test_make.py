@@ -184,7 +184,7 @@ async def test_a_failed_write_leaves_nothing(
     def fail(path: Path) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(quantizer, "_sync", fail)
+    monkeypatch.setattr("fastwhisper.sources.atomic.sync", fail)
     with pytest.raises(OSError, match="No space left"):
         await make.quantize(source, out=tmp_path / "out", quant="int8")
     assert left(tmp_path) == []
