@@ -1,4 +1,4 @@
-"""The `fastwhisper` command: what can be typed. What is done is in `commands`."""
+"""The command line: the arguments of `fastwhisper`. `commands.py` has what each command does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastwhisper.cli.writers import FORMATS
 from fastwhisper.errors import FastWhisperError
 from fastwhisper.sources.table import suggest
 from fastwhisper.values import Quantization, WhisperModel
-from fastwhisper.whisper.languages import LANGUAGES, language_code
+from fastwhisper.whisper.languages import LANGUAGES, find_language_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -314,7 +314,7 @@ def _parse_flag(text: str) -> bool:
 def _parse_language(text: str) -> str:
     """Return the name of a language as it is; refuse an unknown one."""
     try:
-        language_code(text)
+        find_language_code(text)
     except ValueError as error:
         names = [*LANGUAGES.values(), *LANGUAGES]
         nearest = suggest(text.lower(), names, otherwise="")
