@@ -133,7 +133,7 @@ async def _transcripts(
     """Transcribe what is not kept from an earlier run; also give the share of float16's bytes."""
     async with fastwhisper.open(place) as session:
         checkpoint = fastwhisper.inspect_checkpoint(session.result.path)
-        on_gpu = await threads.run(threads.computes_on_gpu, Lane.COMPUTE)
+        on_gpu = mx.default_device().type == mx.gpu
         if not on_gpu and not packed:
             await threads.run(partial(_unpack, session.result.model), Lane.COMPUTE)
         known = _Known(checkpoint, f"{_SETTINGS} {on_gpu} {packed}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures.thread  # noqa: F401  mlx_whisper imports it; fails at exit
 import importlib
 import importlib.util
 import os
@@ -11,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from fastwhisper.engine import threads
-from fastwhisper.engine.backend import import_mlx
+from fastwhisper.engine.backend import import_computing, import_mlx
 from fastwhisper.engine.threads import Lane
 from fastwhisper.errors import BackendMissingError
 from fastwhisper.loading import stages
@@ -25,31 +26,30 @@ if TYPE_CHECKING:
     from mlx_whisper.whisper import Whisper
 
     from fastwhisper.checkpoint.plan import Checkpoint
-    from fastwhisper.loading.stages import Params
 
 __all__ = ["load_model"]
 
 
 def load_model(path_or_hf_repo: str | os.PathLike[str], dtype: mx.Dtype | None = None) -> Whisper:
-    """Load a model as `mlx_whisper.load_models.load_model` does, from any thread. Blocks.
+    """Load a model like `mlx_whisper.load_models.load_model`, from any thread. Blocks.
 
-    Needs the extra `mlx-whisper`. Every parameter keeps the dtype of the file. Starts no event
-    loop, so it may be called inside a running one, which then stands still.
+    It needs the extra `mlx-whisper`. Every parameter keeps the dtype of the file. No event loop is
+    started, so it may be called inside a running one, which is blocked meanwhile.
 
     Args:
         path_or_hf_repo: A directory, a repository as `org/name`, or a table name.
         dtype: Type of the positional embedding and the mask; None is float32.
 
     Returns:
-        mlx_whisper's own module. All its arrays are evaluated, so any thread may use it.
+        A network of mlx_whisper's class. All its arrays are evaluated, so any thread may use it.
 
     Raises:
         ModelNotFoundError: There is no such directory or repository.
-        HubUnavailableError: It is not on disk, and the Hub can't be reached.
-        InvalidModelFormatError: A file of it is broken.
-        BackendMissingError: mlx-whisper is not installed, or MLX has no backend here.
+        HubUnavailableError: The model is not on disk, and the Hub can't be reached.
+        InvalidModelFormatError: A file of the model is broken.
+        BackendMissingError: mlx-whisper is not installed, or MLX has no backend on this machine.
     """
-    # Looked for before anything is downloaded; the import itself takes seconds.
+    # Checked before anything is downloaded. The import itself takes seconds.
     if importlib.util.find_spec("mlx_whisper") is None:
         raise BackendMissingError(f"mlx_whisper is not installed: {_ADVICE}")
     model = path_or_hf_repo if isinstance(path_or_hf_repo, str) else os.fspath(path_or_hf_repo)
@@ -59,23 +59,28 @@ def load_model(path_or_hf_repo: str | os.PathLike[str], dtype: mx.Dtype | None =
         return stages.inspect(find.locate(model, LoadOptions.DEFAULT, check=threads.check).path)
 
     checkpoint = threads.run_blocking(locate, Lane.FILES)
-    jobs: list[threads.Job[Params]] = [
-        threads.submit(partial(stages.read, share, dtype=None), Lane.READ)
+    threads.run_blocking(partial(import_computing, "fastwhisper.loading.compute"), Lane.READ)
+    from fastwhisper.loading.compute import Compute, keep_converted  # noqa: PLC0415  imports MLX
+
+    compute = Compute(checkpoint, dtype=None, on_gpu=False)
+
+    jobs: list[threads.Job[dict[str, mx.array]]] = [
+        threads.submit(partial(compute.read, share), Lane.READ)
         for share in checkpoint.split(threads.READERS)
     ]
     confirm = threads.submit(partial(stages.confirm, checkpoint), Lane.FILES)
     network = threads.submit(_import_network, Lane.FILES)
-    params: Params = {}
+    params: dict[str, mx.array] = {}
     built: list[Whisper] = []
     try:
         build = partial(_build, threads.wait_for(network), checkpoint, dtype)
         built.append(threads.run_blocking(build, Lane.COMPUTE))
         threads.wait_for(confirm)
         for job in jobs:
-            share: Params = threads.wait_for(job)
-            params.update(share)
-            del share
-        threads.run_blocking(partial(stages.apply, checkpoint, built[0], params), Lane.COMPUTE)
+            share: dict[str, mx.array] = threads.wait_for(job)
+            params |= share
+            del share  # so that a failure of the next one frees these arrays
+        threads.run_blocking(partial(compute.apply, built[0], params), Lane.COMPUTE)
     except BaseException as error:
         threads.stop(confirm)
         threads.stop(network)
@@ -85,13 +90,13 @@ def load_model(path_or_hf_repo: str | os.PathLike[str], dtype: mx.Dtype | None =
         built.clear()
         traceback.clear_frames(error.__traceback__)
         raise
-    if stages.is_slow_to_read(checkpoint):
-        threads.submit(partial(stages.keep_converted, checkpoint, int), Lane.READ)
+    if not checkpoint.is_safetensors:
+        threads.submit(partial(keep_converted, checkpoint), Lane.READ)
     return built[0]
 
 
 def _import_network() -> ModuleType:
-    """Import mlx_whisper's network, and with it all of mlx_whisper, as its author wrote it."""
+    """Import mlx_whisper's network, and with it all of mlx_whisper."""
     import_mlx()
     try:
         return importlib.import_module("mlx_whisper.whisper")
@@ -100,13 +105,13 @@ def _import_network() -> ModuleType:
 
 
 def _build(network: ModuleType, checkpoint: Checkpoint, dtype: mx.Dtype | None) -> Whisper:
-    """Build mlx_whisper's network for a checkpoint, its weights still placeholders.
+    """Build mlx_whisper's network of a checkpoint, with placeholders for the weights.
 
     Source:
         `load_model` of mlx_whisper 0.4.3.
     """
     mx = import_mlx()
-    from mlx import nn  # noqa: PLC0415  the engine imports MLX first
+    from mlx import nn  # noqa: PLC0415  after the backend
 
     precision = checkpoint.precision
 
@@ -120,12 +125,12 @@ def _build(network: ModuleType, checkpoint: Checkpoint, dtype: mx.Dtype | None) 
     if checkpoint.alignment_heads:
         heads = [list(pair) for pair in checkpoint.alignment_heads]
         module.alignment_heads = mx.array(heads, dtype=mx.int64)
-    # Each placeholder has split this thread's random key; evaluated, no chain of splits is left.
+    # Each placeholder split this thread's random key. Evaluating it drops the chain of splits.
     mx.eval(mx.random.state, module.alignment_heads)
     return module
 
 
 _ADVICE: Final = (
-    "load_model() returns its model, so pip install 'fastwhisper[mlx-whisper]'; "
-    "open() and load() do without"
+    "load_model() returns a model of mlx_whisper; pip install 'fastwhisper[mlx-whisper]', or use "
+    "open() or load(), which do not need it"
 )

@@ -1,4 +1,4 @@
-"""MLX, imported with what it needs before it. Called in the engine's threads."""
+"""The door to MLX: it is imported here, with a fast BLAS before it, in the engine's threads."""
 
 from __future__ import annotations
 
@@ -10,25 +10,28 @@ import os
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastwhisper.engine import blas
 from fastwhisper.errors import BackendMissingError
 
-__all__ = ["import_mlx", "may_have_gpu"]
+if TYPE_CHECKING:
+    from types import ModuleType
+
+__all__ = ["import_computing", "import_mlx", "may_have_gpu"]
 
 _prepare_lock = threading.Lock()
 _is_prepared = False
 
 
 def import_mlx() -> Any:
-    """Import `mlx.core`, with a fast BLAS in place before it where there is one.
+    """Import `mlx.core`, after a fast BLAS if there is one.
 
     Raises:
         BackendMissingError: MLX is installed without a backend for this machine, or
             `FASTWHISPER_BLAS` names a file that can't be loaded.
     """
-    global _is_prepared  # noqa: PLW0603  once for the process, as the import is
+    global _is_prepared  # noqa: PLW0603  once for the process, like the import
     with _prepare_lock:
         if not _is_prepared:
             blas.prepare()
@@ -48,22 +51,32 @@ def import_mlx() -> Any:
         raise BackendMissingError(f"MLX can't be imported ({error}): {advice}") from error
 
 
+def import_computing(name: str) -> ModuleType:
+    """Import a module that imports MLX at its top. Called in an engine thread.
+
+    Raises:
+        BackendMissingError: MLX has no backend for this machine.
+    """
+    import_mlx()
+    return importlib.import_module(name)
+
+
 def may_have_gpu() -> bool:
-    """Return, without importing MLX, whether it may compute on a GPU."""
+    """Return whether MLX may compute on a GPU. MLX is not imported for it."""
     return sys.platform == "darwin" or blas.has_cuda_backend()
 
 
 def _load_library() -> None:
-    """Load MLX's library and start CUDA's driver, while Python goes on.
+    """Load MLX's library and start CUDA's driver without holding the GIL.
 
-    With CUDA each takes 0.2 s, and importing `mlx.core` would hold up all of Python for them, as
-    `ctypes.CDLL` would. A function that ctypes calls doesn't.
+    With CUDA each takes 0.2 s. Importing `mlx.core` holds the GIL for as long, and so does
+    `ctypes.CDLL`; calling `dlopen` through ctypes does not.
     """
     if blas.has_cuda_backend():
         threading.Thread(target=_start_driver, name="fastwhisper-driver", daemon=True).start()
     spec = importlib.util.find_spec("mlx")
     for place in (spec and spec.submodule_search_locations) or ():
-        # What fails here fails again at the import, which tells why.
+        # A failure is ignored: the import fails too, and says why.
         ctypes.CDLL(None).dlopen(os.fsencode(Path(place, "lib", "libmlx.so")), os.RTLD_NOW)
 
 

@@ -1,10 +1,10 @@
-"""Tasks on either event loop: what asyncio and trio do differently, and anyio leaves so."""
+"""Tasks and interrupts on both event loops: what differs between asyncio and trio."""
 
 from __future__ import annotations
 
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -12,7 +12,17 @@ import anyio.lowlevel
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-__all__ = ["first_error", "hold_interrupts", "on_this_loop", "side_by_side", "uninterrupted"]
+__all__ = [
+    "INTERRUPTED",
+    "first_error",
+    "hold_interrupts",
+    "on_this_loop",
+    "side_by_side",
+    "uninterrupted",
+]
+
+INTERRUPTED: Final = 130
+"""Exit status of a process that Ctrl-C ended: 128 + SIGINT, as in a shell."""
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -20,18 +30,18 @@ _uninterrupted: list[Callable[..., Any]] = []
 
 
 def uninterrupted(function: F) -> F:
-    """Have trio raise no KeyboardInterrupt between two lines of this coroutine function.
+    """Protect a coroutine function from KeyboardInterrupt on trio. A decorator.
 
-    Trio raises it at any line of whichever task runs, and what a task of ours had begun
-    would be left behind. Held off, it comes out of the main task's next wait, as asyncio's
-    does anyway. Takes effect with `hold_interrupts`.
+    Trio raises KeyboardInterrupt at any line of the running task, and would leave what that task
+    had begun. A protected task goes on, and the main task's next wait raises it, as on asyncio.
+    The protection takes effect with `hold_interrupts`.
     """
     _uninterrupted.append(function)
     return function
 
 
 def hold_interrupts() -> None:
-    """Make `uninterrupted` take effect; for where trio, if it runs, has been imported."""
+    """Make `uninterrupted` take effect. Called on a loop: trio, if it runs, is imported by then."""
     trio = sys.modules.get("trio")
     if trio is not None:
         for function in _uninterrupted:
@@ -40,7 +50,7 @@ def hold_interrupts() -> None:
 
 @uninterrupted
 async def side_by_side(*jobs: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run jobs at once; the first that fails cancels the rest and is raised bare."""
+    """Run coroutine functions side by side. The first error cancels the rest and is raised bare."""
     failure: BaseException | None = None
     try:
         async with anyio.create_task_group() as group:
@@ -53,7 +63,7 @@ async def side_by_side(*jobs: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 def first_error(errors: BaseException) -> BaseException:
-    """Give the first error of a task group's, bare."""
+    """Return the first error of a task group, not in a group."""
     while isinstance(errors, BaseExceptionGroup):
         errors = errors.exceptions[0]
     return errors
@@ -70,10 +80,10 @@ async def _run_and_forget(job: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 def on_this_loop() -> Callable[[Callable[[], object]], object]:
-    """Give a function that calls another on the running event loop, from any thread.
+    """Return a function that calls another on the running event loop, from any thread.
 
-    anyio's own `from_thread` waits for the loop; these don't, so that a loop that is gone
-    can't hold one of the engine's threads.
+    It does not wait for the loop, unlike anyio's `from_thread`: a loop that has ended can't block
+    an engine thread.
     """
     native: Any = anyio.lowlevel.current_token().native_token
     is_trio = hasattr(native, "run_sync_soon")

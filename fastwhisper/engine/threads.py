@@ -1,15 +1,34 @@
-"""MLX's threads.
+"""The engine: the fixed threads in which all MLX work of the process runs.
 
-MLX keeps its streams per thread: an array that is not evaluated can't be used outside
-the thread that made it, and every thread that ever evaluates costs an operating system
-thread for good. So all MLX work of the process runs in a few threads that live as long as
-it does, and only evaluated arrays leave them.
+Why. MLX keeps its streams per thread. An array that is not evaluated can only be used in the
+thread that made it, and each thread that evaluates once keeps an operating system thread until
+the process ends. So the threads are few, live as long as the process, and only evaluated arrays
+leave them.
+
+Theory of operation.
+
+- A *lane* is a queue with its threads. FILES (2 threads) runs what needs no MLX, READ (twice
+  `READERS`) reads and builds, COMPUTE (1) transcribes: one job at a time. All threads start
+  together when the first job is submitted.
+- A *job* is a function that is queued. It is claimed once: by its thread, which runs it, or by
+  its caller, who abandons it before it begins. Only a claimed job runs, so an abandoned one never
+  runs behind its caller.
+- Any thread may call `submit`, `run_blocking`, `wait_for`, `stop` and `check`. `run`,
+  `run_abandonable` and `release` belong to an event loop, asyncio's or trio's. A finished job
+  wakes its loop with the loop's own thread-safe call, which never blocks the engine's thread.
+- Cancelling is cooperative: the caller sets `job.stop`, and the job raises `Stopped` at its next
+  `check`. Jobs check between groups, tokens and blocks, so within 200 ms.
+- Nothing can hang: no job waits for another job of its lane (`run_blocking` inside a job calls
+  the function in place); a lane never waits for an event loop; a caller that waits is woken by
+  `finished`, which is set in every case.
+- When the interpreter leaves, `_leave` stops all jobs and parks the threads: MLX aborts the
+  process if one of them ran on, or ended. After a fork the child has no threads, so `submit`
+  raises there.
 """
 
 from __future__ import annotations
 
 import atexit
-import concurrent.futures.thread  # noqa: F401  tiktoken's; refused once the main thread ends
 import contextlib
 import os
 import queue
@@ -27,14 +46,13 @@ from fastwhisper.engine import backend, tasks
 from fastwhisper.errors import LoadingFailedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 __all__ = [
     "READERS",
     "Lane",
     "Stopped",
     "check",
-    "computes_on_gpu",
     "release",
     "run",
     "run_abandonable",
@@ -45,33 +63,30 @@ __all__ = [
 ]
 
 READERS: Final = max(2, min(4, (os.cpu_count() or 1) // 2))
-"""Lanes that read weights side by side.
+"""Shares of a checkpoint that are read side by side.
 
-Measured: four read as fast as eight on an H200 (16 cores); on 2 cores two are enough, as MLX's
-own threads read ahead.
+Measured: four read as fast as eight on an H200 with 16 cores. On 2 cores two are enough, because
+MLX's own threads read ahead.
 """
-
-_INTERRUPTED: Final = 130
-"""What a shell makes of a process that Ctrl-C ended."""
 
 T = TypeVar("T")
 
 
 class Lane(Enum):
-    """Which of the engine's threads runs a job."""
+    """A queue of jobs with its threads."""
 
     FILES = "files"
-    """For what does without MLX, and so need not wait until it is imported."""
+    """Jobs that need no MLX, and so need not wait until it is imported."""
     READ = "read"
     COMPUTE = "compute"
 
 
 class Stopped(BaseException):
-    """Raised by `check` inside a job whose caller has gone; never leaves the engine."""
+    """Raised by `check` in a job whose caller has gone. It never leaves the engine."""
 
 
 class Job(Generic[T]):
-    """A function on its way through one of the engine's threads."""
+    """A function that is queued for an engine thread, or runs in one, and its outcome."""
 
     __slots__ = ("_claim", "_error", "_function", "_notify", "_value", "finished", "stop")
 
@@ -85,45 +100,45 @@ class Job(Generic[T]):
         self.stop = False
 
     def abandon(self) -> bool:
-        """Stop the job: at once if it has not begun, else at its next check.
+        """Stop the job: at once if it has not begun, otherwise at its next check.
 
         Returns:
-            Whether it had not begun, and so never will.
+            Whether it had not begun. Then it never begins.
         """
         self.stop = True
         if not self._claim.acquire(blocking=False):
             return False
         del self._function
-        self.finished.set()  # so that a second stop() does not wait for what never begins
+        self.finished.set()  # so that a second `stop` does not wait
         return True
 
     def execute(self) -> None:
-        """Run the function, unless it was abandoned, and keep what comes of it."""
+        """Run the function, unless it was abandoned, and keep its outcome."""
         if not self._claim.acquire(blocking=False):
             return
         function = self._function
-        # A function kept longer than its run would keep the arrays it holds alive.
+        # A function that is kept would keep its arrays alive.
         del self._function
         _here.job = self
         try:
             check()
             self._value = function()
         except BaseException as error:  # noqa: BLE001  handed to the caller by result()
-            # The frames of what failed hold arrays, and they, the error and this job a cycle.
+            # The error's frames hold arrays, and with the error and this job they are a cycle.
             traceback.clear_frames(error.__traceback__)
-            # Only the leaving of the interpreter stops a job that somebody still waits for.
+            # A job that somebody waits for is stopped only when the interpreter leaves.
             self._error = SystemExit() if isinstance(error, Stopped) else error
         finally:
             _here.job = None
             del function
         self.finished.set()
         if self._notify is not None:
-            # The loop that asked has ended, in order or by a crash that took its socket.
+            # The caller's loop has ended, or has crashed and lost its socket.
             with contextlib.suppress(RuntimeError, OSError):
                 self._notify()
 
     def result(self) -> T:
-        """Give what the function returned, or raise what it raised, once."""
+        """Return what the function returned, or raise what it raised. Called once."""
         error, self._error = self._error, None
         value, self._value = self._value, None
         if error is not None:
@@ -134,7 +149,7 @@ class Job(Generic[T]):
         return cast("T", value)
 
     def forget(self) -> None:
-        """Let go of what came of a job that nobody asks any more."""
+        """Drop the outcome of a job that nobody waits for any more."""
         self._error = self._value = None
 
 
@@ -143,7 +158,7 @@ class _Here(threading.local):
 
 
 class _Threads:
-    """The threads of the process: started together, at first use."""
+    """All threads of the engine."""
 
     def __init__(self) -> None:
         self.queues: dict[Lane, queue.SimpleQueue[Job[Any] | None]] = {
@@ -153,14 +168,14 @@ class _Threads:
         self.idle = threading.Semaphore(0)
         self.forever = threading.Lock()
         self.forever.acquire()
-        # More than a load reads with: the others build the network and warm up meanwhile.
+        # Twice as many as a load reads with: the others build the network and warm up.
         self.lanes = [Lane.FILES] * 2 + [Lane.COMPUTE] + [Lane.READ] * (2 * READERS)
         self.threads = [
             threading.Thread(
                 target=self._work,
                 args=(lane,),
                 name=f"fastwhisper-{lane.value}-{number}",
-                # Leaving the interpreter while a thread evaluates aborts it: see _leave.
+                # See `_leave`: the process aborts if a thread evaluates while it leaves.
                 daemon=True,
             )
             for number, lane in enumerate(self.lanes)
@@ -180,17 +195,17 @@ class _Threads:
             self.running.discard(job)
             del job
         self.idle.release()
-        # A thread that ended now would run MLX's thread-local destructors while the process
-        # runs its static ones, and abort; one that stands still here harms nothing.
+        # A thread that ended now would run MLX's thread-local destructors beside the static ones
+        # of the process, and abort it. So it waits here until the process is gone.
         self.forever.acquire()
 
 
 def _prime() -> None:
-    """Let this thread evaluate once, so that the count of threads is final after the first load."""
+    """Evaluate once in this thread, so that no operating system thread is added later."""
     try:
         mx = backend.import_mlx()
     except ImportError:
-        return  # the job that needs MLX says so
+        return  # a job that needs MLX raises the error
     mx.eval(mx.zeros(1))
 
 
@@ -204,28 +219,28 @@ _leaving = False
 def submit(
     function: Callable[[], T], lane: Lane, *, notify: Callable[[], object] | None = None
 ) -> Job[T]:
-    """Queue a function for one of the engine's threads.
+    """Queue a function for an engine thread. Does not block; may be called from any thread.
 
     Args:
         function: Called without arguments in the thread.
-        lane: Two jobs of files run at once, twice `READERS` of reading, and one of compute.
+        lane: The lane that runs it.
         notify: Called in that thread when the job has finished.
 
     Raises:
         LoadingFailedError: This process was forked after its parent had used MLX, whose
-            threads don't survive a fork.
+            threads do not survive a fork.
     """
-    global _threads  # noqa: PLW0603  one set of threads for the process is the point
-    job = Job(partial(_settled, function) if lane is Lane.COMPUTE else function, notify)
+    global _threads  # noqa: PLW0603  one set of threads for the process
+    job = Job(partial(_synchronize, function) if lane is Lane.COMPUTE else function, notify)
     with _lock:
         if _forked:
             raise LoadingFailedError(
                 "a model",
-                "this process was forked after MLX had been used, and MLX does not survive "
-                "that; start it with multiprocessing's 'spawn' instead",
+                "this process was forked after MLX had been used, and MLX does not survive a "
+                "fork; start the process with multiprocessing's 'spawn'",
             )
         if _leaving:
-            raise SystemExit  # ends a thread that still loads, without a word
+            raise SystemExit  # ends a thread that still loads, without a message
         if _threads is None:
             _threads = _Threads()
         _threads.queues[lane].put(job)
@@ -234,11 +249,10 @@ def submit(
 
 @tasks.uninterrupted
 async def run(function: Callable[[], T], lane: Lane) -> T:
-    """Run a function in one of the engine's threads and wait for it.
+    """Run a function in an engine thread and wait for it. Always a checkpoint.
 
-    On cancellation the job is told to stop at its next `check` and waited for, so that
-    nothing of it runs on behind its caller. While the interpreter leaves, it waits for the
-    end. Always a checkpoint.
+    On cancellation the job is stopped at its next `check` and waited for, so nothing of it runs
+    on behind its caller. While the interpreter leaves, this waits for the end of the process.
 
     Raises:
         LoadingFailedError: This process was forked after its parent had used MLX.
@@ -260,17 +274,17 @@ async def run(function: Callable[[], T], lane: Lane) -> T:
         return job.result()
     except SystemExit:
         if _leaving:
-            # A loop in a daemon thread goes when the process goes; asyncio would complain.
+            # A loop in a daemon thread ends with the process; asyncio would log an error.
             await anyio.sleep_forever()
         raise
 
 
 @tasks.uninterrupted
 async def run_abandonable(function: Callable[[], T]) -> T:
-    """Run a function that waits for the network in a thread of its own.
+    """Run a function that waits for the network in a thread of its own. Always a checkpoint.
 
-    On cancellation the caller is free at once; the function ends at its next `check`, or
-    never, and nobody looks at what comes of it. It must not use MLX. Always a checkpoint.
+    On cancellation this returns at once. The function ends at its next `check`, or never, and its
+    outcome is dropped. It must not use MLX.
     """
     await anyio.lowlevel.checkpoint_if_cancelled()
     done = anyio.Event()
@@ -286,9 +300,9 @@ async def run_abandonable(function: Callable[[], T]) -> T:
 
 
 def run_blocking(function: Callable[[], T], lane: Lane) -> T:
-    """Run a function in one of the engine's threads and block this one until it is done.
+    """Run a function in an engine thread and block until it is done.
 
-    From one of the engine's own threads, it is called in place.
+    Inside an engine thread the function is called in place.
     """
     if _here.job is not None:
         return function()
@@ -296,7 +310,7 @@ def run_blocking(function: Callable[[], T], lane: Lane) -> T:
 
 
 def wait_for(job: Job[T]) -> T:
-    """Block until a job is done and give its result; an interrupt stops the job first."""
+    """Block until a job is done and return its result. An interrupt stops the job first."""
     try:
         job.finished.wait()
     except BaseException:
@@ -313,42 +327,39 @@ def stop(job: Job[Any]) -> None:
 
 
 def check() -> None:
-    """Raise `Stopped` inside a job whose caller has gone or whose interpreter is leaving."""
+    """Raise `Stopped` in a job whose caller has gone or whose interpreter is leaving."""
     job = _here.job
     if job is not None and job.stop:
         raise Stopped
 
 
-def computes_on_gpu() -> bool:
-    """Tell whether MLX computes on a GPU in this thread."""
-    mx = backend.import_mlx()
-    return bool(mx.default_device().type == mx.gpu)
+async def release(*containers: list[Any] | dict[Any, Any], jobs: Sequence[Job[Any]] = ()) -> None:
+    """Stop jobs, empty containers of arrays and return their memory. Can't be cancelled.
 
-
-async def release(*containers: list[Any] | dict[Any, Any]) -> None:
-    """Empty containers of arrays, and give their memory back to the system. Not to be cancelled.
-
-    Not on the event loop, which would stand still for 0.1 s with every gigabyte, and not in a
-    lane where another session's work would come first.
+    This runs in the FILES lane: on the event loop it would block for 0.1 s with every gigabyte,
+    and in another lane it would wait for the work of other sessions.
     """
     done = anyio.Event()
     post = tasks.on_this_loop()
     with contextlib.suppress(SystemExit), anyio.CancelScope(shield=True):
-        # SystemExit: a process that leaves gives everything back.
-        submit(partial(_release, containers), Lane.FILES, notify=lambda: post(done.set))
+        # SystemExit: a process that leaves returns all memory anyway.
+        work = partial(_release, containers, jobs)
+        submit(work, Lane.FILES, notify=lambda: post(done.set))
         await done.wait()
 
 
-def _release(containers: tuple[list[Any] | dict[Any, Any], ...]) -> None:
+def _release(containers: tuple[list[Any] | dict[Any, Any], ...], jobs: Sequence[Job[Any]]) -> None:
+    for job in jobs:
+        stop(job)
     for container in containers:
         container.clear()
     mx = sys.modules.get("mlx.core")
-    if mx is not None:  # or no load has come so far
+    if mx is not None:
         mx.clear_cache()
 
 
-def _settled(function: Callable[[], T]) -> T:
-    """Wait for what a function has begun to compute: only then its memory is free."""
+def _synchronize(function: Callable[[], T]) -> T:
+    """Call a function and wait for the computations that it began: then their memory is free."""
     try:
         return function()
     finally:
@@ -358,7 +369,7 @@ def _settled(function: Callable[[], T]) -> T:
 
 
 def _leave() -> None:
-    """Stop every job at its next check and wait until the threads stand still."""
+    """Stop every job at its next check and wait until no thread runs."""
     global _leaving  # noqa: PLW0603  see submit
     _leaving = True
     threads = _threads
@@ -372,8 +383,8 @@ def _leave() -> None:
         for _ in threads.lanes:
             threads.idle.acquire()
     except KeyboardInterrupt:
-        # Going on would abort the process, as a thread still runs; waiting on is not wanted.
-        os._exit(_INTERRUPTED)
+        # A thread still runs, so leaving in order would abort the process.
+        os._exit(tasks.INTERRUPTED)
 
 
 def _after_fork_in_child() -> None:

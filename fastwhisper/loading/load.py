@@ -1,14 +1,23 @@
-"""Compose the functional core into a load. The only place where stages run side by side."""
+"""load(): the only place where the stages of a load run side by side.
+
+Theory of operation. A `LoadTask` is driven by one coroutine, `run`, on one event loop. It starts
+each stage in an engine thread and waits for it; stages never touch the task's fields, except for
+counters that are made for threads (`Meter`, the list of spans). So there is no lock, and
+cancelling `run` is safe at every `await`: each stage stops at its next check and is waited for,
+then what was read is dropped. What follows after ready (the tokenizer on a CPU, the converted
+copy) is queued on the engine and not awaited; whoever closes the load stops it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 import time
-import traceback
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, TypeVar, Unpack
+
+from anyio import TASK_STATUS_IGNORED
 
 from fastwhisper.engine import backend, tasks, threads
 from fastwhisper.engine.threads import Lane
@@ -22,17 +31,22 @@ from fastwhisper.values import LoadOptions, LoadStats, Span
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Iterator
+    from types import ModuleType
 
-    from anyio.abc import TaskGroup
+    import mlx.core as mx
+    from anyio.abc import TaskGroup, TaskStatus
 
     from fastwhisper.checkpoint.plan import Checkpoint
-    from fastwhisper.loading.stages import Params
+    from fastwhisper.loading.compute import Compute
+    from fastwhisper.loading.warm_up import WarmUp
     from fastwhisper.sources.find import Location
     from fastwhisper.values import DtypeName, LoadOverrides, Progress, WhisperModel
     from fastwhisper.whisper.network import Whisper
 
-__all__ = ["Load", "load"]
+__all__ = ["LoadTask", "load"]
+
+T = TypeVar("T")
 
 _logger = logging.getLogger("fastwhisper")
 
@@ -51,45 +65,43 @@ async def load(
     Args:
         model: A name of the repository table, a directory, or a repository as `org/name`.
         options: How to load.
-        task_group: Where a background load runs on; cancelling it closes the result.
-        on_progress: Called on the event loop's thread; what it raises fails the load.
+        task_group: The task group of a background load. Cancelling it closes the result.
+        on_progress: Called on the event loop's thread. An exception from it fails the load.
         **overrides: Single fields of `options`.
 
     Returns:
-        The ready model; with `background=True` as soon as its files are located and
-        inspected, and `result.ready.wait()` waits for the rest.
+        The ready model. With `background=True` it is returned as soon as the files are located
+        and inspected, and `result.ready.wait()` waits until the model is ready.
 
     Raises:
         ValueError: `background=True` without a task group.
-        ModelNotFoundError: No model goes by this name.
-        QuantizedModelNotAvailableError: The model is not to be had at this precision.
-        HubUnavailableError: It is not on disk, and the Hub can't be reached.
-        InvalidModelFormatError: A file of it is broken.
-        TokenizationFailedError: The bundled tokenizer doesn't fit its vocabulary.
-        BackendMissingError: MLX has no backend here.
+        ModelNotFoundError: No model has this name.
+        QuantizedModelNotAvailableError: No repository has this model at this precision.
+        HubUnavailableError: The model is not on disk, and the Hub can't be reached.
+        InvalidModelFormatError: A file of the model is broken.
+        TokenizationFailedError: The bundled tokenizer does not fit the vocabulary.
+        BackendMissingError: MLX has no backend on this machine.
     """
-    job = await Load.prepare(model, options, on_progress, overrides)
-    if job.options.background:
-        if task_group is None:
-            raise ValueError("background=True needs a task_group to go on in")
-        result = await job.locate()
-        task_group.start_soon(_finish_in_background, job, name=f"load {job.model_name}")
-        return result
-    result = await job.locate()
-    await job.finish()
-    job.submit_follow_up()
+    task = await LoadTask.prepare(model, options, on_progress, overrides)
+    if not task.options.background:
+        return await task.run()
+    if task_group is None:
+        raise ValueError("background=True needs a task_group, in which the load goes on")
+    result: LoadResult = await task_group.start(task.run_in_background, name=f"load {model}")
     return result
 
 
-@tasks.uninterrupted
-async def _finish_in_background(job: Load) -> None:
-    await job.finish_in_background()
-    if job.readiness.is_ready:
-        job.submit_follow_up()
+class LoadTask:
+    """One load, from a model's name to the ready network.
 
-
-class Load:
-    """One load, from its name to the ready module."""
+    Attributes:
+        model_name: The name that was given.
+        options: How to load.
+        readiness: The state that can be waited for.
+        result: What was located and inspected; None before.
+        dtype: The dtype to compute in; None before it is chosen.
+        follow_up: Jobs on the engine that were queued after ready.
+    """
 
     def __init__(
         self,
@@ -99,18 +111,21 @@ class Load:
         *,
         quant_given: bool,
     ) -> None:
-        self.model = model
         self.model_name = str(model)
         self.options = options
         self.readiness = Readiness(self.model_name)
         self.result: LoadResult | None = None
-        self.dtype: DtypeName | None = options.dtype
+        self.dtype: DtypeName | None = None
+        self.follow_up: list[threads.Job[None]] = []
+        self._model = model
         self._quant_given = quant_given
         self._meter = Meter(on_progress)
-        self._checkpoint: Checkpoint | None = None
         self._begin_s = time.perf_counter()
         self._spans: list[Span] = []
-        self._peak_bytes = 0
+        self._active_bytes = [0]
+        self._located: tuple[LoadResult, Checkpoint]
+        self._params: dict[str, mx.array] = {}
+        self._built: list[Whisper] = []
 
     @classmethod
     async def prepare(
@@ -119,56 +134,115 @@ class Load:
         options: LoadOptions,
         on_progress: Callable[[Progress], object] | None,
         overrides: LoadOverrides,
-    ) -> Load:
-        """Refuse what can be refused by form, before anything else is done."""
+    ) -> LoadTask:
+        """Check the arguments by their form, and return the task.
+
+        Raises:
+            ModelNotFoundError: No model can have this name.
+            QuantizedModelNotAvailableError: There is no such precision.
+        """
         tasks.hold_interrupts()
         options = dataclasses.replace(options, **overrides)
-        # Without waiting: what imports the same later raises what this one may have met.
-        threads.submit(stages.import_network, Lane.READ)
+        # Imported while the files are located, and not awaited: beside the read it would slow
+        # page faults down. If it fails, the stage that needs it raises the same error.
+        threads.submit(_import_compute, Lane.READ)
         await threads.run(partial(find.check_form, model, options.quant), Lane.FILES)
         return cls(model, options, on_progress, quant_given="quant" in overrides)
 
-    async def locate(self) -> LoadResult:
-        """Find the files and inspect them, so that the precision is known."""
-        await self._report_while(self._locate)
-        if self.result is None:
-            raise RuntimeError("the location is unknown")
-        return self.result
+    @tasks.uninterrupted
+    async def run(
+        self,
+        *,
+        owned: bool = False,
+        task_status: TaskStatus[LoadResult] = TASK_STATUS_IGNORED,
+    ) -> LoadResult:
+        """Load the model: locate its files, finish, then queue the follow-up on the engine.
 
-    async def _locate(self) -> None:
+        Args:
+            owned: Whether somebody closes this load and stops its follow-up, as a session does.
+                Only then the callback is told of the follow-up's progress.
+            task_status: Told the result as soon as the files are located and inspected.
+
+        Returns:
+            The result. Its model is ready.
+        """
+        try:
+            await tasks.side_by_side(partial(self._load, task_status), self._meter.pump)
+        except BaseException:
+            await threads.release(self._params, self._built)
+            raise
+        result, checkpoint = self._located
+        stats = LoadStats(
+            bytes_read=checkpoint.total_bytes,
+            tensors=len(self._params),
+            spans=tuple(sorted(self._spans, key=lambda span: span.start_s)),
+            peak_bytes=max(self._active_bytes),
+        )
+        self._params.clear()
+        self.readiness.become_ready(self._built.pop(), stats)
+        self._queue_follow_up(checkpoint, owned=owned)
+        return result
+
+    @tasks.uninterrupted
+    async def run_in_background(
+        self,
+        *,
+        owned: bool = False,
+        task_status: TaskStatus[LoadResult] = TASK_STATUS_IGNORED,
+    ) -> None:
+        """Run. A failure goes to the tasks that wait for readiness, not to the task group.
+
+        With a task status, a failure before the files are located is raised: `start` raises it.
+        """
+        try:
+            await self.run(owned=owned, task_status=task_status)
+        except Exception as error:
+            if self.result is None and task_status is not TASK_STATUS_IGNORED:
+                raise
+            self.readiness.become_failed(error)
+        except BaseException:
+            self.readiness.close()
+            raise
+
+    async def _load(self, task_status: TaskStatus[LoadResult]) -> None:
+        result, checkpoint = self._located = await self._locate()
+        self.result = result
+        task_status.started(result)
+        await self._finish(checkpoint)
+        self._meter.finish()
+
+    async def _locate(self) -> tuple[LoadResult, Checkpoint]:
+        """Find the files, download them if needed, and inspect them: the precision is known."""
         self._meter.report("resolve", 0, None)
-        with self._span("locate"):
-            find_local = partial(find.find_local, self.model, self.options)
-            location = await threads.run(find_local, Lane.FILES)
+        find_local = partial(find.find_local, self._model, self.options)
+        location = await self._run_stage("locate", find_local, Lane.FILES)
         if location is None:
             with self._span("download"):
                 location = await self._download()
-        with self._span("inspect"):
-            inspect = partial(stages.inspect, location.path)
-            self._checkpoint = await threads.run(inspect, Lane.FILES)
-            stages.require_text(self._checkpoint)
-        self.result = self._describe(location, self._checkpoint)
-        stages.warn_of_lost_words(self.model_name, self._checkpoint)
-        found_bytes = self._checkpoint.total_bytes
-        self._meter.report("resolve", found_bytes, found_bytes)
+        inspect = partial(stages.inspect, location.path)
+        checkpoint = await self._run_stage("inspect", inspect, Lane.FILES)
+        stages.check_text(checkpoint)
+        result = self._describe(location, checkpoint)
+        stages.warn_of_word_errors(self.model_name, checkpoint)
+        self._meter.report("resolve", checkpoint.total_bytes, checkpoint.total_bytes)
+        return result, checkpoint
 
     async def _download(self) -> Location:
-        def on_bytes(done_bytes: int, total_bytes: int | None) -> None:
-            self._meter.report("download", done_bytes, total_bytes)
-
+        on_bytes = partial(self._meter.report, "download")
         fetch = partial(
             find.fetch, self.model_name, self.options, on_bytes=on_bytes, check=threads.check
         )
         return await threads.run_abandonable(fetch)
 
     def _describe(self, location: Location, checkpoint: Checkpoint) -> LoadResult:
+        """Compare the precision that was found with the one that was requested."""
         actual = checkpoint.actual
-        asked = parse_quantization(self.model_name, self.options.quant)
-        requested = location.requested or (asked if self._quant_given else actual)
+        given = parse_quantization(self.model_name, self.options.quant)
+        requested = location.requested or (given if self._quant_given else actual)
         reason = location.fallback_reason
         if actual != requested and reason is None:
             reason = f"{location.source} holds {actual}"
-            # A directory or repository named itself can't be swapped for another.
+            # A directory or a repository that was named itself has no other precision.
             if location.requested is None or self.options.fallback is None:
                 raise QuantizedModelNotAvailableError(self.model_name, requested, reason)
         return LoadResult(
@@ -183,145 +257,71 @@ class Load:
             ready=self.readiness,
         )
 
-    async def finish(self) -> None:
-        """Do everything after inspection, side by side, and become ready."""
-        checkpoint = self._inspected()
-        params: Params = {}
-        built: list[Whisper] = []
-        try:
-            await self._report_while(partial(self._finish, checkpoint, params, built))
-        except BaseException as error:
-            # The frames of what failed hold arrays that must not be used, nor outlive it.
-            traceback.clear_frames(error.__traceback__)
-            await threads.release(params, built)
-            raise
-        stats = LoadStats(
-            bytes_read=checkpoint.total_bytes,
-            tensors=len(params),
-            spans=tuple(sorted(self._spans, key=lambda span: span.start_s)),
-            peak_bytes=self._peak_bytes,
-        )
-        self.readiness.become_ready(built[0], stats)
-
-    async def _finish(self, checkpoint: Checkpoint, params: Params, built: list[Whisper]) -> None:
-        async def read(share: Checkpoint) -> None:
-            params.update(await threads.run(partial(self._read, share), Lane.READ))
-
-        async def confirm() -> None:
-            with self._span("confirm"):
-                await threads.run(partial(stages.confirm, checkpoint), Lane.FILES)
-
-        async def build() -> None:
-            built.append(await threads.run(partial(self._build, checkpoint), Lane.READ))
-
-        async def warm_up() -> None:
-            dtype = await threads.run(self._begin_warm_up, Lane.COMPUTE)
-            if dtype is not None:
-                mel = partial(stages.warm_mel, checkpoint)
-                await tasks.side_by_side(
-                    partial(warm_kernels, dtype), partial(self._warm, mel, Lane.READ)
-                )
-                self._meter.report("warm-up", 0, 0)
-
-        async def warm_kernels(dtype: DtypeName) -> None:
-            # MLX compiles in the compute lane alone: its table of what it compiled has no lock.
-            convolution = partial(stages.warm_convolution, checkpoint, dtype)
-            attention = partial(stages.warm_attention, checkpoint, dtype)
-            products = partial(stages.warm_products, checkpoint, dtype)
-            await tasks.side_by_side(
-                partial(self._warm, convolution, Lane.READ),
-                partial(self._warm, attention, Lane.READ),
-                partial(self._warm, products, Lane.COMPUTE),
-            )
-            await self._warm(partial(stages.warm_network, checkpoint, dtype), Lane.COMPUTE)
-
-        async def prepare_text() -> None:
-            # Before MLX can tell the device, which takes 0.2 s; a GPU is warmed up with text.
-            if self._may_warm_up:
-                await self._prepare_text()
-
+    async def _finish(self, checkpoint: Checkpoint) -> None:
+        """Read, build, warm up and confirm side by side; then put the weights into the network."""
         self._meter.report("read", 0, checkpoint.total_bytes)
-        readers = [partial(read, share) for share in checkpoint.split(threads.READERS)]
-        await tasks.side_by_side(prepare_text, warm_up, build, confirm, *readers)
-        with self._span("apply"):
-            await threads.run(partial(stages.apply, checkpoint, built[0], params), Lane.COMPUTE)
+        await tasks.side_by_side(
+            partial(self._compute, checkpoint),
+            partial(self._run_stage, "confirm", partial(stages.confirm, checkpoint), Lane.FILES),
+            partial(self._prepare_text, checkpoint),
+        )
 
-    @tasks.uninterrupted
-    async def finish_in_background(self) -> None:
-        """Finish; a failure goes to those who wait, and never to the host's tasks."""
-        try:
-            if self.result is None:
-                await self.locate()
-            await self.finish()
-        except Exception as error:  # noqa: BLE001  raised at every wait, see Readiness
-            self.readiness.become_failed(error)
-        except BaseException:
-            self.readiness.close()
-            raise
+    async def _prepare_text(self, checkpoint: Checkpoint) -> None:
+        """Prepare the tokenizer before ready if a GPU may be warmed up; on a CPU it comes after.
 
-    @tasks.uninterrupted
-    async def follow_up(self) -> None:
-        """Do what the first text and the next load need; after ready, while the model is in use."""
-        checkpoint = self._inspected()
-        try:
-            await self._prepare_text()
-        except Exception:
-            # Who transcribes meets it too.
-            _logger.exception("the tokenizer of %s can't be built", self.model_name)
-        if stages.is_slow_to_read(checkpoint):
-            await self._keep_converted(checkpoint)
-
-    def submit_follow_up(self) -> None:
-        """Have the same done by nobody's leave: for a load that nothing closes."""
-        checkpoint = self._inspected()
-        threads.submit(partial(stages.prepare_text, checkpoint), Lane.FILES)
-        if stages.is_slow_to_read(checkpoint):
-            threads.submit(partial(stages.keep_converted, checkpoint, int), Lane.READ)
-
-    def _inspected(self) -> Checkpoint:
-        if self._checkpoint is None:
-            raise RuntimeError("locate() comes first")
-        return self._checkpoint
-
-    async def _keep_converted(self, checkpoint: Checkpoint) -> None:
-        count = partial(self._meter.add, "convert")
-
-        async def convert() -> None:
-            await threads.run(partial(stages.keep_converted, checkpoint, count), Lane.READ)
-
-        self._meter.report("convert", 0, checkpoint.total_bytes)
-        try:
-            await self._report_while(convert)
-        except Exception:
-            # The model is ready and in use: what the callback raises comes too late for it.
-            _logger.exception("the converted copy of %s was not kept", checkpoint.path)
-
-    @property
-    def _may_warm_up(self) -> bool:
+        It begins before MLX can tell the device, which takes 0.2 s with CUDA.
+        """
         wanted = self.options.warm_up
-        return backend.may_have_gpu() if wanted is None else wanted
+        if backend.may_have_gpu() if wanted is None else wanted:
+            prepare = partial(stages.prepare_text, checkpoint)
+            await self._run_stage("tokenizer", prepare, Lane.FILES)
 
-    async def _prepare_text(self) -> None:
-        prepare = partial(stages.prepare_text, self._inspected())
-        with self._span("tokenizer"):
-            await threads.run(prepare, Lane.FILES)
+    async def _compute(self, checkpoint: Checkpoint) -> None:
+        choose = partial(_choose_compute, checkpoint, self.options)
+        compute, warm_up = await threads.run(choose, Lane.READ)
+        self.dtype = compute.dtype
+        shares = checkpoint.split(threads.READERS)
+        await tasks.side_by_side(
+            *(partial(self._read, compute, share) for share in shares),
+            partial(self._build, compute),
+            partial(self._warm_up, warm_up),
+        )
+        apply = partial(compute.apply, self._built[0], self._params)
+        await self._run_stage("apply", apply, Lane.COMPUTE)
 
-    async def _warm(self, stage: Callable[[], None], lane: Lane) -> None:
-        def warm() -> None:
-            with self._span("warm-up"):
-                stage()
+    async def _read(self, compute: Compute, share: Checkpoint) -> None:
+        read = partial(compute.read, share, on_group=self._count)
+        self._params.update(await self._run_stage("read", read, Lane.READ))
 
-        await threads.run(warm, lane)
+    async def _build(self, compute: Compute) -> None:
+        self._built.append(await self._run_stage("build", compute.build, Lane.READ))
 
-    async def _report_while(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Do something while progress is reported; what the callback raises is raised."""
-        meter = self._meter
+    async def _warm_up(self, warm_up: WarmUp | None) -> None:
+        if warm_up is not None:
+            self._meter.report("warm-up", 0, None)
+            await warm_up.run(partial(self._run_stage, "warm-up"))
+            self._meter.report("warm-up", 0, 0)
 
-        async def working() -> None:
-            await work()
-            meter.finish()
+    def _queue_follow_up(self, checkpoint: Checkpoint, *, owned: bool) -> None:
+        """Queue what the first transcription and the next load need. Nobody waits for it."""
+        prepare = partial(_run_logged, partial(stages.prepare_text, checkpoint))
+        self.follow_up.append(threads.submit(prepare, Lane.FILES))
+        if checkpoint.is_safetensors:
+            return
+        count: Callable[[int], object] = int
+        if owned:
+            self._meter.report("convert", 0, checkpoint.total_bytes)
+            count = partial(self._meter.add_and_post, "convert", tasks.on_this_loop())
+        convert = partial(_run_logged, partial(_keep_converted, checkpoint, count))
+        self.follow_up.append(threads.submit(convert, Lane.READ))
 
-        await tasks.side_by_side(working, meter.pump)
+    async def _run_stage(self, name: str, stage: Callable[[], T], lane: Lane) -> T:
+        """Run a stage in an engine thread, and record its span there."""
+        return await threads.run(partial(self._run_timed, name, stage), lane)
+
+    def _run_timed(self, name: str, stage: Callable[[], T]) -> T:
+        with self._span(name):
+            return stage()
 
     @contextmanager
     def _span(self, name: str) -> Iterator[None]:
@@ -331,24 +331,47 @@ class Load:
         finally:
             self._spans.append(Span(name, start_s, time.perf_counter() - self._begin_s))
 
-    # What follows runs in the engine's threads.
-
-    def _read(self, lane: Checkpoint) -> Params:
-        with self._span("read"):
-            dtype = self.dtype = stages.compute_dtype(self.dtype)
-            return stages.read(lane, dtype=dtype, on_group=self._count)
-
     def _count(self, done_bytes: int) -> None:
-        self._peak_bytes = max(self._peak_bytes, backend.import_mlx().get_active_memory())
+        """Count bytes that were read, and note the memory in use. Called in engine threads."""
+        self._active_bytes.append(backend.import_mlx().get_active_memory())
         self._meter.add("read", done_bytes)
 
-    def _build(self, checkpoint: Checkpoint) -> Whisper:
-        with self._span("build"):
-            return stages.build(checkpoint, stages.compute_dtype(self.dtype))
 
-    def _begin_warm_up(self) -> DtypeName | None:
-        wanted = self.options.warm_up
-        if not (threads.computes_on_gpu() if wanted is None else wanted):
-            return None
-        self._meter.report("warm-up", 0, None)
-        return stages.compute_dtype(self.dtype)
+def _import_compute() -> ModuleType:
+    """Import the modules that compute. Called in an engine thread, never on the event loop."""
+    return backend.import_computing("fastwhisper.loading.compute")
+
+
+def _choose_compute(checkpoint: Checkpoint, options: LoadOptions) -> tuple[Compute, WarmUp | None]:
+    """Choose dtype and warm-up. Called in an engine thread, which may import MLX.
+
+    Raises:
+        BackendMissingError: MLX has no backend on this machine.
+    """
+    _import_compute()
+    from fastwhisper.loading import compute  # noqa: PLC0415  imports MLX
+
+    on_gpu = compute.computes_on_gpu()
+    dtype = options.dtype or compute.choose_dtype(on_gpu=on_gpu)
+    chosen = compute.Compute(checkpoint, dtype, on_gpu)
+    if not (on_gpu if options.warm_up is None else options.warm_up):
+        return chosen, None
+    from fastwhisper.loading.warm_up import WarmUp  # noqa: PLC0415  imports NumPy, for a GPU only
+
+    return chosen, WarmUp(checkpoint, dtype)
+
+
+def _keep_converted(checkpoint: Checkpoint, count: Callable[[int], object]) -> None:
+    _import_compute()
+    from fastwhisper.loading.compute import keep_converted  # noqa: PLC0415  imports MLX
+
+    keep_converted(checkpoint, on_group=count)
+
+
+def _run_logged(stage: Callable[[], None]) -> None:
+    """Run a stage that nobody waits for, and log its failure."""
+    try:
+        stage()
+    except Exception:
+        # The model is ready and in use. The first transcription raises the same error.
+        _logger.exception("a stage after ready failed")

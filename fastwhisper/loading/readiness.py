@@ -1,4 +1,17 @@
-"""What a load hands out: a readiness that can be waited for, and an immutable result."""
+"""The readiness of a load, which can be waited for, and its immutable result.
+
+Theory of operation. A `Readiness` is a state machine with one writer, the loop that loads:
+
+    Loading ── become_ready ──> Ready ──┐
+       │  └─── become_failed ─> Failed ─┤ close
+       └──────────── close ─────────────┴───────> Closed
+
+A state is a frozen record that is replaced as a whole, so any thread may read `state` and
+`is_ready` without a lock. `wait` belongs to the loop that loads, because its event can't wake
+another loop. Every transition out of Loading sets the event, and no transition goes back, so no
+wait can hang. A timeout or a cancelled wait changes nothing here. Each wait raises an error of its
+own: an exception object that is raised twice would mix two tracebacks.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +44,9 @@ _logger = logging.getLogger("fastwhisper")
 
 
 class Readiness:
-    """The state of one load: `Loading`, then `Ready` or `Failed`, at last `Closed`.
+    """The state of one load: `Loading`, then `Ready` or `Failed`, and finally `Closed`.
 
-    `state` and `is_ready` may be read from any thread; `wait` belongs to the event loop
-    that loads.
+    `state` and `is_ready` may be read from any thread. `wait` is called on the loop that loads.
     """
 
     def __init__(self, model_name: str) -> None:
@@ -48,7 +60,7 @@ class Readiness:
 
     @property
     def state(self) -> LoadingState:
-        """Where the load stands: one of four records, for `match`."""
+        """The state: one of four records, for `match`."""
         return self._state
 
     @property
@@ -59,28 +71,28 @@ class Readiness:
     async def wait(self, timeout: float | None = 30.0) -> LoadStats:  # noqa: ASYNC109  the contract
         """Wait until the model can be used. Always a checkpoint.
 
-        Any number of tasks may wait. A wait that ends early, by its timeout or because
-        its task is cancelled, leaves the load alone.
+        Any number of tasks may wait. A wait that times out or is cancelled does not affect the
+        load.
 
         Args:
-            timeout: Seconds to wait; None waits for ever, 0 only looks.
+            timeout: Seconds to wait. None waits without a limit, 0 only looks.
 
         Returns:
-            What loading took.
+            Times, bytes and memory of the load.
 
         Raises:
-            LoadingTimeoutError: The load goes on; wait again.
-            LoadingFailedError: The load has failed, `__cause__` says why.
-            SessionClosedError: The session was left, or its load cancelled.
-            RuntimeError: It still loads, and on another event loop than this one.
+            LoadingTimeoutError: The time is over. The load goes on; wait again.
+            LoadingFailedError: The load has failed. `__cause__` is the reason.
+            SessionClosedError: The session was left, or its load was cancelled.
+            RuntimeError: The model is loading on another event loop.
         """
         await anyio.lowlevel.checkpoint()
         if isinstance(self._state, Loading):
-            # The event can't wake another loop: a wait there would end by its timeout, or never.
+            # The event can't wake another loop: a wait there would time out, or never end.
             if anyio.lowlevel.current_token() != self._loop:
                 raise RuntimeError(
-                    f"{self._model_name!r} loads on another event loop: wait there, or look at "
-                    "`state` here"
+                    f"{self._model_name!r} is loading on another event loop; wait on that loop, "
+                    "or read `state`"
                 )
             with anyio.move_on_after(timeout):
                 await self._settled.wait()
@@ -93,13 +105,13 @@ class Readiness:
                 raise self._unusable() from self._failure
 
     def model(self) -> Whisper:
-        """Give the module of a ready load; see `LoadResult.model`."""
+        """Return the network of a ready load; see `LoadResult.model`."""
         if self._module is None:
             raise self._unusable() from self._failure
         return self._module
 
     def _unusable(self) -> Exception:
-        """Say why there is no module: a fresh error for each who asks."""
+        """Build the error that says why there is no network. Each caller gets its own."""
         match self._state:
             case Failed(error):
                 self._observed = True
@@ -111,33 +123,33 @@ class Readiness:
                 return ModelNotReadyError(self._model_name)
 
     def become_ready(self, module: Whisper, stats: LoadStats) -> None:
-        """Hand out the module, on the loop that loads. Without effect once closed."""
+        """Become ready. Called on the loop that loads; no effect once closed."""
         if isinstance(self._state, Loading):
             self._module = module
             self._state = Ready(stats)
             self._settled.set()
 
     def become_failed(self, error: BaseException) -> None:
-        """Record the real error, on the loop that loads. Without effect once closed."""
+        """Become failed. Called on the loop that loads; no effect once closed."""
         if isinstance(self._state, Loading):
             self._failure = error
             self._state = Failed(error)
             self._settled.set()
 
     def close(self) -> list[Whisper]:
-        """Give up the module and wake every waiter, on the loop that loads.
+        """Become closed: drop the network and wake every wait. Called on the loop that loads.
 
         Returns:
-            The module, if there is one, for `engine.release`.
+            The network, if there is one, for `threads.release`.
         """
-        self._log_what_nobody_saw()
-        given_up = [] if self._module is None else [self._module]
+        self._log_unseen_failure()
+        dropped = [] if self._module is None else [self._module]
         self._module = None
         self._state = Closed()
         self._settled.set()
-        return given_up
+        return dropped
 
-    def _log_what_nobody_saw(self) -> None:
+    def _log_unseen_failure(self) -> None:
         if self._failure is not None and not self._observed:
             self._observed = True
             _logger.error(
@@ -148,19 +160,19 @@ class Readiness:
             )
 
     def __del__(self) -> None:
-        self._log_what_nobody_saw()
+        self._log_unseen_failure()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadResult:
-    """What was opened, from where, and at which precision.
+    """The model that was loaded: from where, and at which precision.
 
     Attributes:
-        model_name: What was asked for.
-        source: The repository, package or directory the weights come from.
-        path: The directory the weights were read from.
+        model_name: The name that was given.
+        source: The repository, package or directory of the weights.
+        path: The directory of the weights.
         revision: The commit or branch of the repository; None for a directory.
-        requested: The precision that was asked for.
+        requested: The precision that was requested.
         actual: The precision that was loaded.
         precision: Bits and group size of each quantized module, by its name.
         fallback_reason: Why `actual` is not `requested`; None when it is.
@@ -179,11 +191,11 @@ class LoadResult:
 
     @property
     def model(self) -> Whisper:
-        """The MLX module. It can be used from any thread; all its arrays are evaluated.
+        """The network. All its arrays are evaluated, so any thread may use it.
 
         Raises:
-            ModelNotReadyError: It is still loading.
-            LoadingFailedError: The load has failed, `__cause__` says why.
+            ModelNotReadyError: The model is still loading.
+            LoadingFailedError: The load has failed. `__cause__` is the reason.
             SessionClosedError: The session was left.
         """
         return self.ready.model()
@@ -194,10 +206,10 @@ class LoadResult:
         return self.requested != self.actual
 
     def raise_for_fallback(self) -> Self:
-        """Give this result back if its precision is the requested one.
+        """Return this result if it has the requested precision.
 
         Raises:
-            QuantizationFallbackError: It is another.
+            QuantizationFallbackError: It has another precision.
         """
         if self.did_fallback:
             raise QuantizationFallbackError(

@@ -26,16 +26,16 @@ _PERIOD_S: Final = 0.002
 STAGES: Final = {
     "locate": "fastwhisper.sources.find.find_local",
     "inspect": "fastwhisper.loading.stages.inspect",
-    "read": "fastwhisper.loading.stages.read",
+    "read": "fastwhisper.loading.compute.Compute.read",
     "confirm": "fastwhisper.loading.stages.confirm",
-    "build": "fastwhisper.loading.stages.build",
+    "build": "fastwhisper.loading.compute.Compute.build",
     "tokenizer": "fastwhisper.loading.stages.prepare_text",
-    "warm products": "fastwhisper.loading.stages.warm_products",
-    "warm attention": "fastwhisper.loading.stages.warm_attention",
-    "warm convolution": "fastwhisper.loading.stages.warm_convolution",
-    "warm mel": "fastwhisper.loading.stages.warm_mel",
-    "warm network": "fastwhisper.loading.stages.warm_network",
-    "apply": "fastwhisper.loading.stages.apply",
+    "warm products": "fastwhisper.loading.warm_up.WarmUp.warm_products",
+    "warm attention": "fastwhisper.loading.warm_up.WarmUp.warm_attention",
+    "warm convolution": "fastwhisper.loading.warm_up.WarmUp.warm_convolution",
+    "warm mel": "fastwhisper.loading.warm_up.WarmUp.warm_mel",
+    "warm network": "fastwhisper.loading.warm_up.WarmUp.warm_network",
+    "apply": "fastwhisper.loading.compute.Compute.apply",
 }
 """Every stage of a load after its name was accepted, and the function that does it."""
 

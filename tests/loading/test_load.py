@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import subprocess
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
@@ -28,10 +27,11 @@ from fastwhisper import (
     TokenizationFailedError,
 )
 from fastwhisper.checkpoint import inspection as checkpoint_module
-from fastwhisper.loading import stages
+from fastwhisper.loading import compute, stages
 from fastwhisper.sources import converted
 from fastwhisper.whisper.params import UNPACK_ROWS
 from tests.helpers.gates import STAGES, Gate
+from tests.helpers.interpreter import run_python
 from tests.helpers.modules import assert_same_module, name_parameters
 from tests.helpers.tiny_models import SMALLEST, SPEAKING
 
@@ -195,15 +195,7 @@ def test_ready_comes_before_numpy(model: Path, backend: str) -> None:
         "        print(sorted({'numpy', 'safetensors'} & set(sys.modules)))\n"
         "anyio.run(main, backend=sys.argv[2])\n"
     )
-    lines = [
-        subprocess.run(
-            [sys.executable, "-c", program, model, backend],
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout
-        for _ in range(2)
-    ]
+    lines = [run_python("-c", program, model, backend).stdout for _ in range(2)]
     assert lines == ["['numpy', 'safetensors']\n", "[]\n"]
 
 
@@ -239,7 +231,7 @@ def test_a_converted_copy_is_confirmed_when_it_is_made(
 ) -> None:
     """The load that finds it asks nobody."""
     directory = tiny_model_dir(dimensions=SPEAKING, layout="weights.npz")
-    stages.keep_converted(stages.inspect(directory), int)
+    compute.keep_converted(stages.inspect(directory))
     copy = stages.inspect(directory)
     assert copy.path != directory
     monkeypatch.setattr("fastwhisper.loading.stages.confirm_checkpoint", None)
@@ -375,10 +367,7 @@ def test_load_model_without_mlx_whisper_names_the_extra(tmp_path: Path) -> None:
         "try: fastwhisper.load_model(sys.argv[1])\n"
         "except fastwhisper.BackendMissingError as error: print(error)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=True
-    )
-    assert "fastwhisper[mlx-whisper]" in done.stdout
+    assert "fastwhisper[mlx-whisper]" in run_python("-c", program, tmp_path).stdout
 
 
 def test_load_model_leaves_no_chain_of_random_keys(model: Path) -> None:

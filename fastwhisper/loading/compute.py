@@ -1,0 +1,135 @@
+"""The stages of a load that compute with MLX: read, build, apply, convert.
+
+This module is imported in an engine thread, after the backend. Every method runs in one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import mlx.core as mx
+
+from fastwhisper.checkpoint.inspection import inspect_checkpoint
+from fastwhisper.checkpoint.read import read_shards
+from fastwhisper.engine import threads
+from fastwhisper.loading import stages
+from fastwhisper.sources import converted
+from fastwhisper.whisper.params import UNPACK_ROWS, apply_params, build_module
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from mlx import nn
+
+    from fastwhisper.checkpoint.plan import Checkpoint
+    from fastwhisper.values import DtypeName
+    from fastwhisper.whisper.network import Whisper
+
+__all__ = ["Compute", "choose_dtype", "computes_on_gpu", "keep_converted"]
+
+_CAST_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """The stages of one load, with the dtype and the device that were chosen once.
+
+    Attributes:
+        checkpoint: The checkpoint as inspected.
+        dtype: The dtype of floating parameters; None keeps the file's, for `load_model`.
+        on_gpu: Whether MLX computes on a GPU.
+    """
+
+    checkpoint: Checkpoint
+    dtype: DtypeName | None
+    on_gpu: bool
+
+    def read(
+        self, share: Checkpoint, *, on_group: Callable[[int], object] = int
+    ) -> dict[str, mx.array]:
+        """Read tensors group by group and cast them to the dtype. All are evaluated.
+
+        Args:
+            share: A share of the checkpoint.
+            on_group: Called with the bytes of each group that was read.
+
+        Returns:
+            The arrays by their MLX names.
+
+        Raises:
+            InvalidModelFormatError: A file has changed since it was inspected.
+        """
+        arrays: dict[str, mx.array] = {}
+        for group in map(dict, read_shards(share)):
+            threads.check()
+            read_bytes = sum(array.nbytes for array in group.values())
+            if self.dtype is not None:
+                _cast(group, getattr(mx, self.dtype))
+            arrays |= group
+            on_group(read_bytes)
+        return arrays
+
+    def build(self) -> Whisper:
+        """Build the network without weights."""
+        unpack_rows = None if self.on_gpu else UNPACK_ROWS
+        dtype = self.dtype or "float32"
+        return build_module(self.checkpoint, dtype=dtype, unpack_rows=unpack_rows)
+
+    def apply(self, module: nn.Module, params: Mapping[str, mx.array]) -> None:
+        """Put the weights into the network.
+
+        Raises:
+            InvalidModelFormatError: They are not the parameters of the network.
+        """
+        apply_params(module, params, path=self.checkpoint.path)
+
+
+def choose_dtype(*, on_gpu: bool) -> DtypeName:
+    """Return the dtype to compute in: float16 on a GPU, float32 on a CPU.
+
+    On a CPU MLX multiplies quantized matrices about 70 times faster in float32.
+    """
+    return "float16" if on_gpu else "float32"
+
+
+def computes_on_gpu() -> bool:
+    """Return whether MLX computes on a GPU."""
+    return bool(mx.default_device().type == mx.gpu)
+
+
+def keep_converted(checkpoint: Checkpoint, *, on_group: Callable[[int], object] = int) -> None:
+    """Write a checkpoint that is slow to read to the cache, for the next load.
+
+    Args:
+        checkpoint: The checkpoint as inspected.
+        on_group: Called with the bytes of each group that was written.
+    """
+
+    def read_groups() -> Iterator[Mapping[str, mx.array]]:
+        for group in read_shards(checkpoint):
+            yield group
+            on_group(sum(array.nbytes for array in group.values()))
+
+    copy = converted.store(checkpoint, read_groups(), check=threads.check)
+    if copy is not None:
+        # Confirmed now, so that the next load need not import safetensors.
+        stages.confirm(inspect_checkpoint(copy, confirm=False))
+
+
+def _cast(group: dict[str, mx.array], dtype: mx.Dtype) -> None:
+    """Cast the floating arrays of a group in batches of 1 MiB.
+
+    Smaller batches would take longer: with each evaluation a thread gives up the GIL, and waits
+    up to 5 ms to get it back. Larger ones would hold more memory beside their source.
+    """
+    floating = (name for name, array in group.items() if mx.issubdtype(array.dtype, mx.floating))
+    waiting = [name for name in floating if group[name].dtype != dtype]
+    while waiting:
+        batch: dict[str, mx.array] = {}
+        read_bytes = 0
+        while waiting and read_bytes < _CAST_BYTES:
+            name = waiting.pop()
+            read_bytes += group[name].nbytes
+            batch[name] = group[name] = group[name].astype(dtype)
+        mx.eval(list(batch.values()))
