@@ -17,7 +17,7 @@ from mlx.utils import tree_map
 
 from fastwhisper.engine import tasks, threads
 from fastwhisper.engine.threads import Lane
-from fastwhisper.transcribing.mel import WINDOW_FRAMES, MelAudio, open_mel
+from fastwhisper.transcribing.mel import WINDOW_FRAMES, MelAudio, compute_mel
 from fastwhisper.transcribing.windows import transcribe_windows
 from fastwhisper.whisper.options import DecodeSettings
 from fastwhisper.whisper.params import build_module
@@ -69,7 +69,7 @@ class WarmUp:
     def warm_mel(self) -> None:
         """Compute the mel spectrogram of a second of silence, which loads the FFT."""
         silence = np.zeros(_SAMPLES, np.float32)
-        open_mel(silence, n_mels=self.checkpoint.dimensions.n_mels, check=threads.check)
+        compute_mel(silence, n_mels=self.checkpoint.dimensions.n_mels, check=threads.check)
 
     def warm_convolution(self) -> None:
         """Run a convolution."""

@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from fastwhisper.engine import threads
 from fastwhisper.quantizing.calibrate import CalibrationWindow
-from fastwhisper.transcribing.mel import WINDOW_FRAMES, open_mel
+from fastwhisper.transcribing.mel import WINDOW_FRAMES, compute_mel
 from fastwhisper.transcribing.samples import load_audio
 from fastwhisper.transcribing.window_decoder import WindowDecoder
 from fastwhisper.whisper.filters import SAMPLE_RATE
@@ -46,7 +46,7 @@ def read_calibration_windows(model: Whisper) -> Iterator[CalibrationWindow]:
         # The codec adds samples at the end: less than half a window is no window.
         for start in range(0, len(samples) - _WINDOW_SAMPLES // 2, _WINDOW_SAMPLES):
             window = samples[start : start + _WINDOW_SAMPLES]
-            mel = open_mel(window, n_mels=model.dims.n_mels, check=threads.check)
+            mel = compute_mel(window, n_mels=model.dims.n_mels, check=threads.check)
             decoder = WindowDecoder(model, mel, settings, fp16=False, check=threads.check)
             features = decoder.encode(0, WINDOW_FRAMES)
             result = decoder.decode(features, [], start_frame=0)

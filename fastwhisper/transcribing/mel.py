@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from fastwhisper.transcribing.samples import AudioSource, FloatArray
 
-__all__ = ["FRAMES_PER_SECOND", "WINDOW_FRAMES", "MelAudio", "open_mel"]
+__all__ = ["FRAMES_PER_SECOND", "WINDOW_FRAMES", "MelAudio", "compute_mel"]
 
 FRAMES_PER_SECOND: Final = 100
 """Mel frames in one second."""
@@ -53,7 +53,7 @@ class MelAudio:
     duration_s: float
 
 
-def open_mel(
+def compute_mel(
     source: AudioSource, *, n_mels: int, check: Callable[[], None] = never_cancel
 ) -> MelAudio:
     """Compute Whisper's log-mel input of an audio, block by block.

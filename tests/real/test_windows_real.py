@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mlx_whisper.transcribe import ModelHolder, transcribe
 
-from fastwhisper.transcribing.mel import open_mel
+from fastwhisper.transcribing.mel import compute_mel
 from fastwhisper.transcribing.samples import load_audio
 from fastwhisper.transcribing.windows import summarize, transcribe_windows
 from fastwhisper.whisper.options import DecodeSettings
@@ -35,7 +35,7 @@ def both(
 ) -> tuple[Transcription, dict[str, Any]]:
     """Transcribe with our loop, from the source itself, and with upstream's, from samples."""
     model = ModelHolder.get_model(str(directory), mx.float32)
-    mel = open_mel(audio, n_mels=80)
+    mel = compute_mel(audio, n_mels=80)
     settings = DecodeSettings.from_options(**options)
     windows = list(transcribe_windows(model, mel, settings, fp16=False, check=lambda: None))
     theirs = transcribe(load_audio(audio), path_or_hf_repo=str(directory), fp16=False, **options)

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastwhisper.errors import AudioError
-from fastwhisper.transcribing.mel import open_mel
+from fastwhisper.transcribing.mel import compute_mel
 from fastwhisper.transcribing.samples import load_audio
 from fastwhisper.whisper.filters import SAMPLE_RATE
 from tests.helpers.audio import encode, tone, wav_bytes
@@ -35,7 +35,7 @@ def hertz_of(samples: np.ndarray) -> float:
 def detail_of(source: object) -> str:
     """Return what the error says about a source, once it is known to be refused by both."""
     with pytest.raises(AudioError) as mel_error:
-        open_mel(source, n_mels=80)  # type: ignore[arg-type]  # wrong types are tried too
+        compute_mel(source, n_mels=80)  # type: ignore[arg-type]  # wrong types are tried too
     with pytest.raises(AudioError) as error:
         load_audio(source)  # type: ignore[arg-type]  # as above
     assert str(error.value) == str(mel_error.value)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from fastwhisper.transcribing.mel import open_mel
+from fastwhisper.transcribing.mel import compute_mel
 from fastwhisper.transcribing.samples import load_audio
 from fastwhisper.whisper.filters import SAMPLE_RATE
 from tests.helpers.audio import encode, tone, wav_bytes
@@ -31,7 +31,7 @@ def upstream_mel(samples: np.ndarray, *, n_mels: int, padding: int) -> np.ndarra
 def test_mel_equals_upstreams(samples: int, n_mels: int) -> None:
     """Block by block, at every length around a block's, it is upstream's whole-file mel."""
     audio = np.random.default_rng(samples).normal(0, 0.1, samples).astype(np.float32)
-    mel = open_mel(audio, n_mels=n_mels)
+    mel = compute_mel(audio, n_mels=n_mels)
     assert mel.content_frames == samples // 160
     assert mel.duration_s == samples / SAMPLE_RATE
     expected = upstream_mel(audio, n_mels=n_mels, padding=480_000)
@@ -43,8 +43,8 @@ def test_a_file_has_the_mel_of_its_samples(tmp_path: Path) -> None:
     """Decoding as a stream changes nothing."""
     path = tmp_path / "a.flac"
     encode(path, tone(65), codec="flac", container="flac")
-    from_file = open_mel(path, n_mels=80)
-    from_samples = open_mel(load_audio(path), n_mels=80)
+    from_file = compute_mel(path, n_mels=80)
+    from_samples = compute_mel(load_audio(path), n_mels=80)
     assert np.array_equal(from_file.mel, from_samples.mel)
     assert from_file.duration_s == from_samples.duration_s == 65
 
@@ -52,16 +52,16 @@ def test_a_file_has_the_mel_of_its_samples(tmp_path: Path) -> None:
 def test_mel_may_be_used_in_any_thread(tmp_path: Path) -> None:
     """Nothing lazy leaves: a mel of one thread is read in another, and made in both."""
     made = []
-    thread = threading.Thread(target=lambda: made.append(open_mel(tone(1), n_mels=80)))
+    thread = threading.Thread(target=lambda: made.append(compute_mel(tone(1), n_mels=80)))
     thread.start()
     thread.join()
-    assert np.array_equal(made[0].mel, open_mel(tone(1), n_mels=80).mel)
+    assert np.array_equal(made[0].mel, compute_mel(tone(1), n_mels=80).mel)
 
 
 def test_an_unknown_number_of_filters_is_refused() -> None:
     """A network that is no Whisper is told so before anything is read."""
     with pytest.raises(ValueError, match="n_mels=81"):
-        open_mel("missing.wav", n_mels=81)
+        compute_mel("missing.wav", n_mels=81)
 
 
 @pytest.mark.parametrize("kind", ["file", "samples", "pipe"])
@@ -83,7 +83,7 @@ def test_cancelling_stops_between_blocks(
 
     # An OSError on purpose: it must not be taken for the file's.
     with pytest.raises(InterruptedError):
-        open_mel(sources[kind], n_mels=80, check=check)
+        compute_mel(sources[kind], n_mels=80, check=check)
     assert len(calls) == 3
 
 
@@ -93,11 +93,11 @@ def test_only_the_mel_is_kept(tmp_path: Path) -> None:
     encode(path, tone(600), codec="flac", container="flac")
     program = (
         "import resource, sys\n"
-        "from fastwhisper.transcribing.mel import open_mel\n"
+        "from fastwhisper.transcribing.mel import compute_mel\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * "
         "(1 if sys.platform == 'darwin' else 1024)\n"
-        "open_mel(sys.argv[1], n_mels=80); before = peak()\n"
-        "mel = open_mel(sys.argv[2], n_mels=80)\n"
+        "compute_mel(sys.argv[1], n_mels=80); before = peak()\n"
+        "mel = compute_mel(sys.argv[2], n_mels=80)\n"
         "print(peak() - before, mel.mel.nbytes)\n"
     )
     short = tmp_path / "short.flac"
@@ -121,7 +121,7 @@ def test_a_session_fed_with_samples_never_imports_av() -> None:
     """Only files need FFmpeg."""
     program = (
         "import sys, numpy, fastwhisper.transcribing.mel as a\n"
-        "a.open_mel(numpy.zeros(100, numpy.float32), n_mels=80)\n"
+        "a.compute_mel(numpy.zeros(100, numpy.float32), n_mels=80)\n"
         "print('av' in sys.modules, 'mlx_whisper' in sys.modules)"
     )
     assert run_python("-c", program).stdout == "False False\n"

@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from fastwhisper.transcribing.mel import open_mel
+from fastwhisper.transcribing.mel import compute_mel
 from fastwhisper.transcribing.windows import Window, summarize, transcribe_windows
 from fastwhisper.values import Segment, Transcription
 from fastwhisper.whisper.options import DecodeSettings
@@ -169,14 +169,14 @@ def test_segments_equal_upstreams(
     expected = import_reference().transcribe(
         samples, path_or_hf_repo=str(directories[multilingual]), fp16=False, **options
     )
-    audio = open_mel(samples, n_mels=80)
+    audio = compute_mel(samples, n_mels=80)
     windows = list(windows_of(models[multilingual], audio, **options))
     assert as_upstream(summarize(windows, duration_s=seconds)) == expected
 
 
 def test_the_babbler_says_something(english: Whisper) -> None:
     """The comparison above is about several windows and segments with text and times."""
-    audio = open_mel(noise(34), n_mels=80)
+    audio = compute_mel(noise(34), n_mels=80)
     windows = list(windows_of(english, audio, sample_len=24, temperature=0.0))
     segments = [segment for window in windows for segment in window.segments]
     assert len(windows) > 1
@@ -188,7 +188,7 @@ def test_the_babbler_says_something(english: Whisper) -> None:
 def test_translated_words_warn(models: dict[bool, Whisper]) -> None:
     """As upstream, word times of a translation come with a warning."""
     windows = windows_of(
-        models[True], open_mel(noise(1), n_mels=80), task="translate", word_timestamps=True
+        models[True], compute_mel(noise(1), n_mels=80), task="translate", word_timestamps=True
     )
     with pytest.warns(UserWarning, match="translation"):
         next(windows)
@@ -199,7 +199,7 @@ def test_each_next_is_one_window(english: Whisper) -> None:
     checks: list[None] = []
     windows = windows_of(
         english,
-        open_mel(noise(65), n_mels=80),
+        compute_mel(noise(65), n_mels=80),
         check=lambda: checks.append(None),
         temperature=0.0,
         sample_len=5,
@@ -225,7 +225,7 @@ def test_what_check_raises_stops_at_once(english: Whisper, calls: int) -> None:
         if len(checks) == calls:
             raise InterruptedError
 
-    audio = open_mel(noise(5), n_mels=80)
+    audio = compute_mel(noise(5), n_mels=80)
     options: dict[str, Any] = {"sample_len": 8, "temperature": 0.0}
     windows = windows_of(english, audio, check=check, **options)
     with pytest.raises(InterruptedError):
@@ -237,7 +237,7 @@ def test_what_check_raises_stops_at_once(english: Whisper, calls: int) -> None:
 
 def test_a_model_is_as_good_as_new_after_cancelling(english: Whisper) -> None:
     """Nothing of a cancelled transcription is left in the model."""
-    audio = open_mel(noise(5), n_mels=80)
+    audio = compute_mel(noise(5), n_mels=80)
     expected = list(windows_of(english, audio, sample_len=8, temperature=0.0))
     test_what_check_raises_stops_at_once(english, 5)
     assert list(windows_of(english, audio, sample_len=8, temperature=0.0)) == expected
@@ -245,7 +245,7 @@ def test_a_model_is_as_good_as_new_after_cancelling(english: Whisper) -> None:
 
 def sampled(model: Whisper, seed: int | None) -> str:
     """Return the text of a hot transcription."""
-    audio = open_mel(noise(3), n_mels=80)
+    audio = compute_mel(noise(3), n_mels=80)
     options: dict[str, Any] = {"temperature": 0.9, "sample_len": 12, "seed": seed}
     return summarize(list(windows_of(model, audio, **options)), duration_s=3).text
 
@@ -289,14 +289,14 @@ def test_every_token_has_a_key_of_its_own(
     expected = reference.transcribe(
         samples, path_or_hf_repo=str(directories[False]), fp16=False, **options
     )
-    windows = windows_of(english, open_mel(samples, n_mels=80), seed=3, **options)
+    windows = windows_of(english, compute_mel(samples, n_mels=80), seed=3, **options)
     assert as_upstream(summarize(list(windows), duration_s=34)) == expected
 
 
 def test_a_window_decoded_again_says_the_same(english: Whisper) -> None:
     """A cancel costs time, and no repeatability."""
     options: dict[str, Any] = {"sample_len": 8, "temperature": 0.9, "seed": 1}
-    audio = open_mel(noise(34), n_mels=80)
+    audio = compute_mel(noise(34), n_mels=80)
     expected = list(windows_of(english, audio, **options))
     calls: list[None] = []
 
@@ -320,7 +320,7 @@ def test_a_window_is_sampled_alike_wherever_it_is_reached(english: Whisper) -> N
         "condition_on_previous_text": False,
         "without_timestamps": True,
     }
-    audio = open_mel(noise(65), n_mels=80)
+    audio = compute_mel(noise(65), n_mels=80)
     _, second, _ = windows_of(english, audio, **options)
     alone, _ = windows_of(english, audio, clip_timestamps=[30.0], **options)
     assert alone.segments[0].tokens == second.segments[0].tokens
@@ -329,7 +329,7 @@ def test_a_window_is_sampled_alike_wherever_it_is_reached(english: Whisper) -> N
 @pytest.mark.parametrize("word_timestamps", [False, True])
 def test_any_thread_may_decode(english: Whisper, word_timestamps: bool) -> None:  # noqa: FBT001  a parameter
     """A mel made here and a model loaded here are used in another thread."""
-    audio = open_mel(noise(3), n_mels=80)
+    audio = compute_mel(noise(3), n_mels=80)
     options: dict[str, Any] = {"sample_len": 8, "temperature": 0.9, "seed": 1}
     options["word_timestamps"] = word_timestamps
     found: list[Window] = []
@@ -348,7 +348,7 @@ def test_float16_equals_upstreams(tmp_path: Path) -> None:
         samples, path_or_hf_repo=str(directory), fp16=True, **options
     )
     model = load_by_hand(directory, "float16")
-    windows = list(windows_of(model, open_mel(samples, n_mels=80), fp16=True, **options))
+    windows = list(windows_of(model, compute_mel(samples, n_mels=80), fp16=True, **options))
     assert as_upstream(summarize(windows, duration_s=5)) == expected
 
 
@@ -358,13 +358,13 @@ def test_bfloat16_is_computed_in_float32(english: Whisper) -> None:
     model.update(english.parameters())
     model.set_dtype(mx.bfloat16)
     mx.eval(model.parameters())
-    (window,) = windows_of(model, open_mel(noise(3), n_mels=80), sample_len=5, temperature=0.0)
+    (window,) = windows_of(model, compute_mel(noise(3), n_mels=80), sample_len=5, temperature=0.0)
     assert window.segments[0].text
 
 
 def test_a_language_the_model_lacks_is_refused(models: dict[bool, Whisper]) -> None:
     """Cantonese came with large-v3; other models say so."""
-    windows = windows_of(models[True], open_mel(noise(1), n_mels=80), language="yue")
+    windows = windows_of(models[True], compute_mel(noise(1), n_mels=80), language="yue")
     with pytest.raises(ValueError, match="does not know cantonese"):
         next(windows)
 
@@ -373,7 +373,7 @@ def test_a_language_the_model_lacks_is_refused(models: dict[bool, Whisper]) -> N
 def test_a_token_the_model_lacks_is_refused(english: Whisper, option: str) -> None:
     """A token beyond the vocabulary is named, and reads no stray memory."""
     windows = windows_of(
-        english, open_mel(noise(1), n_mels=80), **dict[str, Any]({option: [51864]})
+        english, compute_mel(noise(1), n_mels=80), **dict[str, Any]({option: [51864]})
     )
     with pytest.raises(ValueError, match=f"{option}=.*51864 tokens"):
         next(windows)
@@ -381,7 +381,7 @@ def test_a_token_the_model_lacks_is_refused(english: Whisper, option: str) -> No
 
 def test_an_english_model_says_english(english: Whisper) -> None:
     """No language is detected where there is only one."""
-    (window,) = windows_of(english, open_mel(noise(1), n_mels=80), sample_len=3)
+    (window,) = windows_of(english, compute_mel(noise(1), n_mels=80), sample_len=3)
     assert window.language == "en"
 
 
@@ -392,7 +392,7 @@ def test_audio_without_a_window_gives_an_empty_one(
     english: Whisper, samples: int, clips: str
 ) -> None:
     """Less than a frame of audio, or clips outside of it, are transcribed to nothing."""
-    audio = open_mel(np.zeros(samples, np.float32), n_mels=80)
+    audio = compute_mel(np.zeros(samples, np.float32), n_mels=80)
     windows = list(windows_of(english, audio, clip_timestamps=clips))
     assert [window.segments for window in windows] == [()]
     assert summarize(windows, duration_s=1) == Transcription("", (), "en", 1)
@@ -400,7 +400,7 @@ def test_audio_without_a_window_gives_an_empty_one(
 
 def test_a_clip_beyond_the_end_ends_with_the_audio(english: Whisper) -> None:
     """Where upstream would decode nothing for ever, the audio's end is the clip's."""
-    audio = open_mel(noise(2), n_mels=80)
+    audio = compute_mel(noise(2), n_mels=80)
     windows = list(windows_of(english, audio, clip_timestamps="0,50,60", sample_len=3))
     assert windows[-1].end_s == 2.0
 
@@ -420,7 +420,7 @@ def test_a_window_that_would_begin_again_where_it_began_is_left(
         "fastwhisper.transcribing.windows.skip_leading_silence",
         lambda *_, bounds, **__: bounds.start_frame,
     )
-    audio = open_mel(noise(65), n_mels=80)
+    audio = compute_mel(noise(65), n_mels=80)
     windows = list(
         windows_of(
             english, audio, sample_len=5, temperature=0.0,
