@@ -32,7 +32,7 @@ from tests.helpers.gates import STAGES, Gate
 from tests.helpers.tiny_models import SPEAKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncGenerator, Callable
     from pathlib import Path
 
 
@@ -156,6 +156,40 @@ async def test_an_exception_of_the_body_leaves_unchanged(
     assert caught.value is mine
     assert mine.__context__ is None
     assert mine.__cause__ is None
+
+
+async def test_a_blocking_open_is_entered_and_left_in_different_tasks(model: Path) -> None:
+    """As fixtures, notebooks and start and stop methods do: no cancel scope spans the block."""
+    manager = fastwhisper.open(model)
+    opened: list[fastwhisper.Session] = []
+
+    async def enter() -> None:
+        opened.append(await manager.__aenter__())
+
+    async def leave() -> None:
+        await manager.__aexit__(None, None, None)
+
+    for step in (enter, leave):
+        async with anyio.create_task_group() as group:
+            group.start_soon(step)
+    assert opened[0].state == Closed()
+
+
+@pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")  # trio's, of the break
+async def test_a_blocking_open_in_a_generator_that_is_dropped(model: Path) -> None:
+    """It closes when it is collected, and the task that left it goes on."""
+
+    async def sessions() -> AsyncGenerator[fastwhisper.Session]:
+        async with fastwhisper.open(model) as session:
+            yield session
+
+    generator = sessions()
+    session = await anext(generator)
+    del generator
+    gc.collect()
+    await anyio.wait_all_tasks_blocked()
+    while session.state != Closed():
+        await anyio.lowlevel.checkpoint()
 
 
 async def test_a_blocking_failure_is_raised_bare(broken: Path) -> None:
