@@ -1,7 +1,7 @@
-"""Every error fastwhisper raises on purpose.
+"""All errors that fastwhisper raises on purpose.
 
-Fields go positionally to `Exception.__init__`, so every error survives pickling;
-`__str__` says what happened, to which file or repository, and what to do next.
+The fields are passed to `Exception.__init__` by position, so every error can be pickled. `__str__`
+says what is wrong, with which file or repository, and what to do next.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ __all__ = [
 
 
 class FastWhisperError(Exception):
-    """Base of every error fastwhisper raises on purpose."""
+    """Base class of all errors that fastwhisper raises on purpose."""
 
 
 class ModelNotFoundError(FastWhisperError, LookupError):
-    """No model goes by this name: not in the table, not on disk, not on the Hub.
+    """No model has this name: not in the table, not on disk, not on the Hub.
 
     Attributes:
-        model: What was asked for.
-        detail: Why it could not be found, and what would have worked.
+        model: The name that was given.
+        detail: Why it was not found, and what to do.
     """
 
     def __init__(self, model: str, detail: str) -> None:
@@ -52,12 +52,12 @@ class ModelNotFoundError(FastWhisperError, LookupError):
 
 
 class QuantizedModelNotAvailableError(ModelNotFoundError):
-    """The model exists, but not at the precision that was asked for.
+    """No repository has this model at this precision.
 
     Attributes:
-        model: What was asked for.
+        model: The name that was given.
         quantization: The precision that is not available.
-        detail: Why, and what would have worked.
+        detail: Why, and what to do.
     """
 
     def __init__(self, model: str, quantization: Quantization | str, detail: str) -> None:
@@ -98,7 +98,7 @@ class InvalidModelFormatError(FastWhisperError, ValueError):
 
 
 class TokenizationFailedError(FastWhisperError, ValueError):
-    """The bundled tokenizer doesn't fit the vocabulary of the checkpoint.
+    """The bundled tokenizer does not fit the vocabulary of the checkpoint.
 
     Attributes:
         path: The checkpoint's directory.
@@ -115,10 +115,10 @@ class TokenizationFailedError(FastWhisperError, ValueError):
 
 
 class BackendMissingError(FastWhisperError, ImportError):
-    """MLX is installed without a backend for this machine.
+    """MLX has no backend on this machine, or an extra is not installed.
 
     Attributes:
-        detail: Which extra to install.
+        detail: What is missing, and which extra to install.
     """
 
     def __init__(self, detail: str) -> None:
@@ -130,11 +130,11 @@ class BackendMissingError(FastWhisperError, ImportError):
 
 
 class HubUnavailableError(FastWhisperError, ConnectionError):
-    """The repository could not be reached, or may not be (offline, gated, refused).
+    """The Hub can't be reached, refuses the repository, or may not be asked (offline).
 
     Attributes:
         repo: The repository, as `org/name`.
-        detail: What the Hub or the network said, and what to do.
+        detail: The answer of the Hub or the network, and what to do.
     """
 
     def __init__(self, repo: str, detail: str) -> None:
@@ -147,11 +147,11 @@ class HubUnavailableError(FastWhisperError, ConnectionError):
 
 
 class LoadingFailedError(FastWhisperError, RuntimeError):
-    """The load that was waited for has failed; `__cause__` is the real error.
+    """A load has failed. `__cause__` is the error that made it fail.
 
     Attributes:
         model: The model that was being loaded.
-        detail: The real error, in words.
+        detail: The message of that error.
     """
 
     def __init__(self, model: str, detail: str) -> None:
@@ -164,11 +164,11 @@ class LoadingFailedError(FastWhisperError, RuntimeError):
 
 
 class LoadingTimeoutError(FastWhisperError, TimeoutError):
-    """The wait ended before the load did; the load goes on and may be waited for again.
+    """The time of a wait is over. The load goes on, and may be waited for again.
 
     Attributes:
         model: The model that is being loaded.
-        timeout_s: How long was waited, in seconds.
+        timeout_s: The time of the wait, in seconds.
     """
 
     def __init__(self, model: str, timeout_s: float) -> None:
@@ -178,13 +178,13 @@ class LoadingTimeoutError(FastWhisperError, TimeoutError):
 
     def __str__(self) -> str:
         return (
-            f"{self.model!r} was not ready after {self.timeout_s:g} s; "
-            "it goes on loading, wait again to use it"
+            f"{self.model!r} was not ready after {self.timeout_s:g} s; the load goes on, "
+            "so wait again"
         )
 
 
 class ModelNotReadyError(FastWhisperError, RuntimeError):
-    """The model is still loading; `await session.wait_until_ready()` first.
+    """The model is still loading.
 
     Attributes:
         model: The model that is being loaded.
@@ -195,14 +195,14 @@ class ModelNotReadyError(FastWhisperError, RuntimeError):
         self.model = model
 
     def __str__(self) -> str:
-        return f"{self.model!r} is still loading: await wait_until_ready() first"
+        return f"{self.model!r} is still loading; await wait_until_ready() first"
 
 
 class QuantizationFallbackError(FastWhisperError, RuntimeError):
     """Another precision than the requested one was loaded.
 
     Attributes:
-        requested: The precision that was asked for.
+        requested: The precision that was requested.
         actual: The precision that was loaded.
         detail: Why.
     """
@@ -214,7 +214,7 @@ class QuantizationFallbackError(FastWhisperError, RuntimeError):
         self.detail = detail
 
     def __str__(self) -> str:
-        return f"{self.requested} was asked for, {self.actual} was loaded: {self.detail}"
+        return f"{self.requested} was requested, but {self.actual} was loaded: {self.detail}"
 
 
 class AudioError(FastWhisperError, ValueError):
@@ -235,7 +235,7 @@ class AudioError(FastWhisperError, ValueError):
 
 
 class SessionClosedError(FastWhisperError, RuntimeError):
-    """The session has been left; its model is gone.
+    """The session was left, so its model is gone.
 
     Attributes:
         model: The model that was open.
@@ -246,4 +246,4 @@ class SessionClosedError(FastWhisperError, RuntimeError):
         self.model = model
 
     def __str__(self) -> str:
-        return f"the session of {self.model!r} is closed: open it again to use it"
+        return f"the session of {self.model!r} is closed; open the model again"
