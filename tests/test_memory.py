@@ -47,7 +47,7 @@ FAILING = [stage for stage in STAGES if stage not in {"locate", "inspect"}]
 
 @pytest.fixture
 def model(tiny_model_dir: Callable[..., Path]) -> Path:
-    """Give a one-layer model that can transcribe."""
+    """Return a one-layer model that can transcribe."""
     return tiny_model_dir(dimensions=SPEAKING)
 
 
@@ -242,7 +242,7 @@ anyio.run(main)
 
 @pytest.fixture(scope="module")
 def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give `DEEP`, of zeros: as a sparse file it takes neither time nor disk."""
+    """Return `DEEP`, of zeros: as a sparse file it takes neither time nor disk."""
     return write_zeros(tmp_path_factory.mktemp("deep"), DEEP)
 
 

@@ -41,13 +41,13 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 def model(tiny_model_dir: Callable[..., Path]) -> Path:
-    """Give a one-layer model that can transcribe."""
+    """Return a one-layer model that can transcribe."""
     return tiny_model_dir(dimensions=SPEAKING)
 
 
 @pytest.fixture
 def broken(tiny_model_dir: Callable[..., Path]) -> Path:
-    """Give a model whose weights are cut short."""
+    """Return a model whose weights are cut short."""
     directory = tiny_model_dir()
     weights = directory / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
@@ -56,7 +56,7 @@ def broken(tiny_model_dir: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def tone() -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Give three seconds of a tone that swells."""
+    """Return three seconds of a tone that swells."""
     time_s = np.arange(3 * 16_000) / 16_000
     return (np.sin(2 * np.pi * 440 * time_s) * time_s / 6).astype(np.float32)
 

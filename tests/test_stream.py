@@ -38,13 +38,13 @@ SHORT: Any = {"temperature": 0.0, "sample_len": 6, "without_timestamps": True}
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a one-layer model that says words."""
+    """Return a one-layer model that says words."""
     return write_babbler(tmp_path_factory.mktemp("babbler") / "model", multilingual=False)
 
 
 @pytest.fixture(scope="module")
 def minute() -> np.ndarray:
-    """Give 65 s of noise: three windows. Shape (samples,), float32."""
+    """Return 65 s of noise: three windows. Shape (samples,), float32."""
     return noise(65)
 
 
@@ -87,7 +87,7 @@ class Turnstile:
 
 @pytest.fixture
 def turnstile(monkeypatch: pytest.MonkeyPatch) -> Iterator[Turnstile]:
-    """Give a turnstile that holds nothing yet."""
+    """Return a turnstile that holds nothing yet."""
     made = Turnstile(monkeypatch)
     yield made
     made.open.set()

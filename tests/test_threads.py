@@ -69,7 +69,7 @@ print(errors)
 def models(
     tiny_model_dir: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Path, Path]:
-    """Give two models that transcribe windows of 0.32 s: all else is as in 30 s, but cheap."""
+    """Return two models that transcribe windows of 0.32 s: all else is as in 30 s, but cheap."""
     for module in ("window_decoder", "windows"):
         monkeypatch.setattr(f"fastwhisper.transcribing.{module}.WINDOW_FRAMES", 2 * POSITIONS)
     monkeypatch.setattr("fastwhisper.loading.stages._WINDOW_POSITIONS", POSITIONS)
@@ -79,7 +79,7 @@ def models(
 
 
 def noise(seed: int) -> Samples:
-    """Give 0.2 s of noise."""
+    """Return 0.2 s of noise."""
     return (np.random.default_rng(seed).standard_normal(3200) / 4).astype(np.float32)
 
 

@@ -39,7 +39,7 @@ def plan(data: bytes) -> tuple[list[TensorPlan], Dimensions]:
 
 
 def smallest(dtype: str = "float16") -> Variables:
-    """Give the variables of the smallest model."""
+    """Return the variables of the smallest model."""
     return ctranslate2_variables(make_arrays(dtype=dtype), SMALLEST)
 
 
@@ -253,7 +253,7 @@ def test_alignment_heads_of_a_teacher_are_left_out(listed: list[list[int]]) -> N
     ],
 )
 def test_wrong_alignment_heads_are_refused(listed: object) -> None:
-    """No pairs, or heads that no layer has."""
+    """Alignment heads that are no pairs, or that no layer has, are refused."""
     with pytest.raises(InvalidModelFormatError) as caught:
         parse_alignment_heads({"alignment_heads": listed}, SMALLEST, WHERE)
     assert caught.value.tensor == "alignment_heads"

@@ -257,7 +257,7 @@ def test_long_lists_are_cut() -> None:
     ],
 )
 def test_config_may_agree_or_say_nothing(said: object) -> None:
-    """A global setting, one of the module's own, or none."""
+    """The config may hold a global setting, one of the module's own, or none."""
     check_quantization({"quantization": said}, {"m": ModulePrecision(4, 64)}, WHERE)
 
 

@@ -54,7 +54,7 @@ def module_of(directory: Path) -> dict[str, mx.array]:
 
 
 def same(one: dict[str, mx.array], other: dict[str, mx.array]) -> None:
-    """Demand equal names, dtypes and values."""
+    """Check for equal names, dtypes and values."""
     assert one.keys() == other.keys()
     for name, array in other.items():
         assert one[name].dtype == array.dtype, name
@@ -70,7 +70,7 @@ def write(directory: Path, arrays: Arrays, **config: object) -> Path:
 
 
 def smallest(**options: Any) -> Arrays:
-    """Give the smallest model under the names of transformers."""
+    """Return the smallest model under the names of transformers."""
     return huggingface_arrays(make_arrays(), SMALLEST, **options)
 
 
@@ -89,7 +89,7 @@ def test_module_is_that_of_the_mlx_twin(
 
 
 def test_bfloat16_stays_bfloat16(tmp_path: Path) -> None:
-    """The convolutions too, which are transposed."""
+    """All tensors stay bfloat16, the convolutions too, which are transposed."""
     wide = make_arrays(dtype="float32")
     halves = {name: mx.array(array).astype(mx.bfloat16) for name, array in wide.items()}
     raw = {name: np.array(array.view(mx.uint16)) for name, array in halves.items()}
@@ -109,7 +109,7 @@ def test_names_with_and_without_prefix_and_output_layer(
     tied: bool,  # noqa: FBT001 - a parameter
     tmp_path: Path,
 ) -> None:
-    """Some are saved without the head, some with it a second time."""
+    """Names may lack the prefix, and the output layer may be stored a second time."""
     arrays = smallest(prefix=prefix)
     if tied:
         arrays[PROJECTION] = arrays[f"{prefix}decoder.embed_tokens.weight"]
@@ -117,14 +117,14 @@ def test_names_with_and_without_prefix_and_output_layer(
 
 
 def test_output_layer_alone_is_the_token_embedding(tmp_path: Path) -> None:
-    """They are one array under two names, and a file may have kept either."""
+    """Output layer and token embedding are one array; a file may hold it under either name."""
     arrays = smallest()
     arrays[PROJECTION] = arrays.pop(EMBEDDING)
     same(module_of(write(tmp_path / "hf", arrays)), module_of(write_model(tmp_path / "mlx")))
 
 
 def test_positions_of_the_encoder_may_be_absent(tmp_path: Path) -> None:
-    """MLX computes them."""
+    """The encoder's positions may be absent, as MLX computes them."""
     arrays = smallest()
     del arrays["model.encoder.embed_positions.weight"]
     found = inspect_checkpoint(write(tmp_path, arrays))
@@ -133,7 +133,7 @@ def test_positions_of_the_encoder_may_be_absent(tmp_path: Path) -> None:
 
 
 def test_what_is_left_out_is_confirmed_and_not_counted(tmp_path: Path) -> None:
-    """Safetensors' own reader must see it, and it is no part of the load."""
+    """A tensor that is left out is confirmed by safetensors' own reader, and is not read."""
     found = inspect_checkpoint(write_model(tmp_path, layout=HF))
     assert [plan.stored for plan in found.left_out] == ["model.encoder.embed_positions.weight"]
     assert found.total_bytes == sum(array.nbytes for array in make_arrays().values())
@@ -143,7 +143,7 @@ def test_what_is_left_out_is_confirmed_and_not_counted(tmp_path: Path) -> None:
 
 
 def test_only_the_convolutions_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All else is read by MLX straight from the file."""
+    """Only the convolutions are copied; MLX reads all other tensors from the file."""
     copied: list[str] = []
     load = shards._load
 
@@ -174,7 +174,7 @@ def test_mlx_names_under_a_huggingface_config(
 
 @pytest.mark.parametrize("key", ["quantization", "quantization_config"])
 def test_quantization_that_contradicts_the_shapes_is_refused(key: str, tmp_path: Path) -> None:
-    """Under either of its names."""
+    """A config that contradicts the shapes is refused, under either name of the field."""
     config = huggingface_config(**{key: {"bits": 8, "group_size": 64}})  # type: ignore[arg-type] # keys of the config
     directory = write_arrays(tmp_path, make_arrays(precision="int4"), config, layout=WEIGHTS)
     with pytest.raises(InvalidModelFormatError) as caught:
@@ -202,7 +202,7 @@ def test_quantized_modules_under_the_names_of_transformers(tmp_path: Path) -> No
 def test_alignment_heads_come_from_the_generation_config(
     listed: dict[str, object] | None, wanted: object, tmp_path: Path
 ) -> None:
-    """Those of layers that a distilled model has not are left to the default."""
+    """Alignment heads of layers that a distilled model lacks give the default."""
     directory = write_model(tmp_path, layout=HF, dimensions=DISTILLED)
     path = directory / "generation_config.json"
     path.unlink() if listed is None else path.write_text(json.dumps(listed))
@@ -211,7 +211,7 @@ def test_alignment_heads_come_from_the_generation_config(
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"alignment_heads": [[0, 1]]}'])
 def test_broken_generation_config_is_refused(text: str, tmp_path: Path) -> None:
-    """It belongs to the model; what is wrong with it is named."""
+    """A broken generation config is refused, and the error says why."""
     directory = write_model(tmp_path, layout=HF)
     (directory / "generation_config.json").write_text(text)
     with pytest.raises(InvalidModelFormatError) as caught:
@@ -268,7 +268,7 @@ FAULTS: dict[str, tuple[Callable[[Arrays], object], str]] = {
 def test_wrong_tensor_is_refused_by_name(
     fault: Callable[[Arrays], object], named: str, tmp_path: Path
 ) -> None:
-    """Nothing is ignored but what is known to be needless."""
+    """An unknown tensor is refused; only those known to be needless are ignored."""
     arrays = smallest()
     fault(arrays)
     with pytest.raises(InvalidModelFormatError) as caught:
@@ -277,7 +277,7 @@ def test_wrong_tensor_is_refused_by_name(
 
 
 def test_output_layer_of_its_own_is_refused(tmp_path: Path) -> None:
-    """MLX's network has none, so the model would be silently wrong."""
+    """An output layer of its own is refused, because MLX's network has none."""
     arrays = smallest()
     arrays[PROJECTION] = np.zeros((96, 64), HALF)
     directory = write(tmp_path, arrays, tie_word_embeddings=False)
@@ -288,7 +288,7 @@ def test_output_layer_of_its_own_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", sorted(set(KEYS.values())))
 @pytest.mark.parametrize("value", [None, "64", 0, -1, 1 << 40, 64.0, True])
 def test_wrong_dimension_is_refused_by_its_name(key: str, value: object, tmp_path: Path) -> None:
-    """The error has the name that the config has."""
+    """The error names the dimension as the config does."""
     with pytest.raises(InvalidModelFormatError) as caught:
         parse_huggingface_dimensions(huggingface_config() | {key: value}, tmp_path)
     assert caught.value.tensor == key
@@ -307,7 +307,7 @@ def test_wrong_dimension_is_refused_by_its_name(key: str, value: object, tmp_pat
     ],
 )
 def test_other_network_is_refused(key: str, value: object, tmp_path: Path) -> None:
-    """What the shapes don't show is taken from the config."""
+    """A network that differs in what shapes don't show is refused by its config."""
     with pytest.raises(InvalidModelFormatError) as caught:
         parse_huggingface_dimensions(huggingface_config() | {key: value}, tmp_path)
     assert caught.value.tensor == key

@@ -96,12 +96,12 @@ def test_files_are_described_as_they_are(tiny_model_dir: Callable[..., Path]) ->
 def test_alignment_heads_come_from_the_config_of_ctranslate2(
     tiny_model_dir: Callable[..., Path],
 ) -> None:
-    """They are nowhere else there."""
+    """CTranslate2 keeps alignment heads in the config only."""
     assert inspect_checkpoint(tiny_model_dir(layout="model.bin")).alignment_heads == ((0, 0),)
 
 
 def test_alignment_heads_may_be_a_tensor(tmp_path: Path) -> None:
-    """MLX files have them among the weights, as integers."""
+    """MLX files may hold alignment heads among the weights, as integers."""
     arrays = make_arrays() | {"alignment_heads": np.array([[0, 0]], np.int64)}
     found = inspect_checkpoint(write_arrays(tmp_path, arrays, make_config()))
     assert found.alignment_heads is None
@@ -124,7 +124,7 @@ def test_path_may_be_a_string(tiny_model_dir: Callable[..., Path]) -> None:
 
 
 def test_config_with_a_byte_order_mark_and_more_keys(tiny_model_dir: Callable[..., Path]) -> None:
-    """Both are found in real repositories and no error."""
+    """A byte order mark and unknown keys, as real repositories have them, are no error."""
     directory = tiny_model_dir()
     config = make_config(SMALLEST, x={"y": [None]})
     (directory / "config.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(config).encode())
@@ -281,7 +281,7 @@ def test_config_with_other_bits_is_refused(bits: int, tiny_model_dir: Callable[.
 def test_quantized_weights_without_a_word_in_the_config(
     tiny_model_dir: Callable[..., Path],
 ) -> None:
-    """The shapes say enough."""
+    """Quantized weights open without an entry in the config, by their shapes."""
     directory = tiny_model_dir(precision="int4")
     (directory / "config.json").write_text(json.dumps(make_config()))
     assert inspect_checkpoint(directory).actual is Quantization.INT4

@@ -80,13 +80,13 @@ def test_every_array_is_found_by_its_bytes(data: bytes) -> None:
 
 @pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
 def test_versions_of_the_header_are_read(version: tuple[int, int]) -> None:
-    """All three versions of NumPy's format."""
+    """All three versions of NumPy's header are read."""
     (tensor,) = plan(archive({"a.npy": member(ARRAYS["d"], version=version)}))
     assert (tensor.dtype, tensor.shape) == ("float32", (4,))
 
 
 def test_bfloat16_as_mlx_writes_it() -> None:
-    """MLX calls bfloat16 V2."""
+    """An array of type V2 is bfloat16, as MLX writes it."""
     text = "{'descr': '<V2', 'fortran_order': True, 'shape': (3, )}  \n"
     (tensor,) = plan(archive({"a.npy": head(text, bytes(6))}))
     assert (tensor.dtype, tensor.shape, tensor.size_bytes) == ("bfloat16", (3,), 6)

@@ -51,7 +51,7 @@ def read(checkpoint: Checkpoint, prefix: str = "") -> dict[str, mx.array]:
 
 
 def same(found: dict[str, mx.array], wanted: Arrays) -> None:
-    """Demand equal names, dtypes, shapes and values."""
+    """Check for equal names, dtypes, shapes and values."""
     assert found.keys() == wanted.keys()
     for name, array in wanted.items():
         assert np.array(found[name]).dtype == array.dtype
@@ -280,7 +280,7 @@ def _arrays(value: dict[Any, Any]) -> bool:
 
 
 def test_file_with_another_header_is_noticed(tiny_model_dir: Callable[..., Path]) -> None:
-    """What MLX sees must be what was planned."""
+    """A plan that differs from what MLX finds in the file is refused."""
     found = inspect_checkpoint(tiny_model_dir())
     wrong = replace(found.tensors[3], shape=(1, 2, 3))
     with pytest.raises(InvalidModelFormatError, match="differently"):
@@ -289,7 +289,7 @@ def test_file_with_another_header_is_noticed(tiny_model_dir: Callable[..., Path]
 
 @pytest.mark.parametrize("layout", ["weights.npz", "deflated weights.npz"])
 def test_flipped_bit_of_npz_is_noticed(layout: LayoutName, tmp_path: Path) -> None:
-    """A zip has checksums, and they are checked."""
+    """A flipped bit is noticed by the checksum of the zip."""
     directory = write_model(tmp_path, layout=layout)
     path = directory / "weights.npz"
     whole = bytearray(path.read_bytes())
@@ -375,6 +375,6 @@ def test_reading_works_with_stdin_closed(
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
 @pytest.mark.parametrize("layout", FILES)
 def test_reading_works_from_a_path_that_is_not_utf8(layout: LayoutName, tmp_path: Path) -> None:
-    """MLX takes no such path; the open file has another one."""
+    """MLX takes no such path, so it gets the path of the open descriptor."""
     directory = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
     same(read(inspect_checkpoint(write_model(directory, layout=layout))), make_arrays())

@@ -36,7 +36,7 @@ WHERE = Path("somewhere")
 
 @pytest.fixture
 def parse(tmp_path: Path) -> Callable[[bytes], list[TensorPlan]]:
-    """Give a function that parses bytes as a safetensors file."""
+    """Return a function that parses bytes as a safetensors file."""
     path = tmp_path / "weights.safetensors"
 
     def parse(data: bytes) -> list[TensorPlan]:

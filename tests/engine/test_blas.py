@@ -1,4 +1,4 @@
-"""blas.py: which BLAS is put in place, and what is said when none is."""
+"""The BLAS that is loaded before MLX, and the message if there is none."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WARNS = logging.WARNING
 LIBRARY = "libm.so.6"
 """Every Linux has it; what it holds does not matter here."""
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="blas.py does nothing elsewhere")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="nothing is loaded elsewhere")
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +109,7 @@ def test_a_path_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_wrong_path_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What was chosen and can't be had is not passed over."""
+    """A library that was named and can't be loaded is an error."""
     monkeypatch.setenv(blas.VARIABLE, str(tmp_path / "nothing.so"))
     with pytest.raises(BackendMissingError, match=r"nothing\.so"):
         blas.prepare()

@@ -368,7 +368,7 @@ def write_arrays(
 
 
 def file_name(layout: LayoutName) -> str:
-    """Name the file that holds the weights, or their index."""
+    """Return the name of the file that holds the weights, or their index."""
     return layout.rpartition(" ")[2]
 
 

@@ -47,7 +47,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 def model(tiny_model_dir: Callable[..., Path]) -> Path:
-    """Give a one-layer model that can transcribe."""
+    """Return a one-layer model that can transcribe."""
     return tiny_model_dir(dimensions=SPEAKING)
 
 

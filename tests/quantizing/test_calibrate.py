@@ -44,7 +44,7 @@ THREE_BITS = {
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """Give a model of random weights."""
+    """Return a model of random weights."""
     return write_model(tmp_path / "model", dimensions=SMALL, dtype="float32")
 
 

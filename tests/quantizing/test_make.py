@@ -45,12 +45,12 @@ def mumble(model: Whisper) -> Iterator[CalibrationWindow]:
 def noise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the small models hear noise, as speech is too long for them, and write no text."""
     monkeypatch.setattr(quantizer, "read_calibration_windows", mumble)
-    monkeypatch.setattr(stages, "require_text", lambda _: None)
+    monkeypatch.setattr(stages, "check_text", lambda _: None)
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Give a float16 model."""
+    """Return a float16 model."""
     return write_model(tmp_path / "source", dimensions=SMALLEST)
 
 

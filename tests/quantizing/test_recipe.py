@@ -31,7 +31,7 @@ SIZES = {
 
 @pytest.fixture(params=SIZES, ids=str)
 def dimensions(request: pytest.FixtureRequest) -> Dimensions:
-    """Give the sizes of every model of the table."""
+    """Return the sizes of every model of the table."""
     mels, width, heads, encoder, decoder = SIZES[request.param]
     return Dimensions(mels, 1500, width, heads, encoder, 51866, 448, width, heads, decoder)
 
@@ -98,7 +98,7 @@ def test_one_precision_has_no_exceptions() -> None:
 
 
 def plain_four(dimensions: Dimensions) -> dict[str, ModulePrecision]:
-    """Give four bits for every module, as the table's repositories have them."""
+    """Return four bits for every module, as the table's repositories have them."""
     return dict.fromkeys(choose_precision(dimensions, Quantization.INT8), ModulePrecision(4, 64))
 
 

@@ -29,7 +29,7 @@ PRECISIONS = [ModulePrecision(bits, size) for bits in BITS for size in GROUP_SIZ
 
 @pytest.fixture(params=PRECISIONS, ids=lambda how: f"{how.bits}g{how.group_size}")
 def precision(request: pytest.FixtureRequest) -> ModulePrecision:
-    """Give every precision that MLX has."""
+    """Return every precision that MLX has."""
     how: ModulePrecision = request.param
     return how
 

@@ -36,7 +36,7 @@ def cells() -> list[tuple[str, str]]:
 
 
 def dimensions_of(model: str) -> Dimensions:
-    """Give the real dimensions; an English-only model lacks one token."""
+    """Return the real dimensions; an English-only model lacks one token."""
     dims = DIMENSIONS[model.removesuffix(".en")]
     return replace(dims, n_vocab=51864) if model.endswith(".en") else dims
 
@@ -69,7 +69,7 @@ def write_sparse(snapshot: Path, model: str, quant: str) -> None:
 
 @pytest.fixture
 def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give an empty Hugging Face cache."""
+    """Return an empty Hugging Face cache."""
     from huggingface_hub import constants  # noqa: PLC0415
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))

@@ -40,7 +40,7 @@ def test_mel_equals_upstreams(samples: int, n_mels: int) -> None:
 
 
 def test_a_file_has_the_mel_of_its_samples(tmp_path: Path) -> None:
-    """Decoding as a stream changes nothing."""
+    """A file decoded as a stream has the same mel as its samples."""
     path = tmp_path / "a.flac"
     encode(path, tone(65), codec="flac", container="flac")
     from_file = compute_mel(path, n_mels=80)
@@ -50,7 +50,7 @@ def test_a_file_has_the_mel_of_its_samples(tmp_path: Path) -> None:
 
 
 def test_mel_may_be_used_in_any_thread(tmp_path: Path) -> None:
-    """Nothing lazy leaves: a mel of one thread is read in another, and made in both."""
+    """A mel made in one thread can be read in another."""
     made = []
     thread = threading.Thread(target=lambda: made.append(compute_mel(tone(1), n_mels=80)))
     thread.start()
@@ -109,7 +109,7 @@ def test_only_the_mel_is_kept(tmp_path: Path) -> None:
 
 
 def test_importing_samples_imports_neither_av_nor_mlx() -> None:
-    """What is slow to import, and what blas.py must precede, waits for its use."""
+    """FFmpeg and MLX are imported at their first use: both are slow, and a BLAS goes before MLX."""
     program = (
         "import sys, fastwhisper.transcribing.samples\n"
         "print([m for m in ('av', 'mlx', 'mlx_whisper') if m in sys.modules])"
@@ -118,7 +118,7 @@ def test_importing_samples_imports_neither_av_nor_mlx() -> None:
 
 
 def test_a_session_fed_with_samples_never_imports_av() -> None:
-    """Only files need FFmpeg."""
+    """FFmpeg is imported for files only."""
     program = (
         "import sys, numpy, fastwhisper.transcribing.mel as a\n"
         "a.compute_mel(numpy.zeros(100, numpy.float32), n_mels=80)\n"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
-    """Give the babbling models by whether they are multilingual."""
+    """Return the babbling models by whether they are multilingual."""
     root = tmp_path_factory.mktemp("babblers")
     return {
         multilingual: write_babbler(root / str(multilingual), multilingual=multilingual)
@@ -44,7 +44,7 @@ def models(directories: dict[bool, Path]) -> dict[bool, Whisper]:
 
 @pytest.fixture(scope="module")
 def english(models: dict[bool, Whisper]) -> Whisper:
-    """Give the one that knows no language tokens."""
+    """Return the one that knows no language tokens."""
     return models[False]
 
 

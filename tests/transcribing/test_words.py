@@ -64,12 +64,12 @@ def test_a_window_begins_again_after_leading_silence() -> None:
 
 
 def test_likely_words_keep_their_silence() -> None:
-    """A gap alone is no reason."""
+    """A long gap before likely words moves nothing."""
     assert skip_leading_silence([real(15.0, 17.0)], bounds=BOUNDS, threshold_s=3.0) is None
 
 
 def test_a_short_gap_is_no_silence() -> None:
-    """Unlikely words right at the begin stand."""
+    """Unlikely words after a short gap are kept."""
     assert skip_leading_silence([invented(12.0, 14.0)], bounds=BOUNDS, threshold_s=3.0) is None
 
 
@@ -138,13 +138,13 @@ def test_words_of_odd_length_are_as_suspicious_as_unlikely_ones(
     end_s: float,
     kept: bool,  # noqa: FBT001  a parameter
 ) -> None:
-    """Too short and too long count like improbable."""
+    """Words that are too short or too long count like unlikely ones."""
     drafts = [real(10.0, 12.0), real(start_s, end_s)]
     assert (drop(drafts) is None) == kept
 
 
 def test_punctuation_is_not_judged() -> None:
-    """Marks have no length and no say."""
+    """Punctuation does not count, as it has no length."""
     draft = real(20.0, 24.0)
     marks = tuple(Word(mark, 24.0, 24.0, 0.0) for mark in ".,?!")
     draft.words = (*(draft.words or ()), *marks)

@@ -21,7 +21,7 @@ TOKENIZER = read_tokenizer(51864, language="en", task="transcribe")
 
 @pytest.mark.parametrize("case", range(60))
 def test_the_path_is_mlx_whispers(case: int) -> None:
-    """Ties included: every third matrix holds few values, every seventh only one."""
+    """The path is the same, with ties too: some matrices hold few values, some only one."""
     cost = RANDOM.standard_normal(RANDOM.integers(1, 40, 2)).astype(np.float32)
     if case % 3 == 0:
         cost = np.round(cost)
@@ -34,14 +34,14 @@ def test_the_path_is_mlx_whispers(case: int) -> None:
 
 
 def test_the_path_of_a_long_window_is_mlx_whispers() -> None:
-    """120 tokens over 30 s."""
+    """The path is the same for 120 tokens over 30 s."""
     cost = RANDOM.standard_normal((120, 1500)).astype(np.float32)
     for found, expected in zip(find_path(cost), dtw(cost), strict=True):
         assert np.array_equal(found, expected)
 
 
 def test_a_path_stays_inside_where_nothing_is_a_number() -> None:
-    """Every token and position is met, in order."""
+    """A matrix of NaN gives a path from the first to the last place that never goes back."""
     tokens, positions = find_path(np.full((3, 5), np.nan, np.float32))
     assert (tokens[0], positions[0]) == (0, 0)
     assert (tokens[-1], positions[-1]) == (2, 4)
@@ -51,7 +51,7 @@ def test_a_path_stays_inside_where_nothing_is_a_number() -> None:
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 7, 8, 1499])
 def test_the_median_is_scipys(length: int) -> None:
-    """Ends are mirrored; what is too short for that is left alone."""
+    """The filter mirrors the ends, and leaves rows alone that are too short for that."""
     rows = RANDOM.standard_normal((2, 5, length)).astype(np.float32)
     assert np.array_equal(filter_median(rows), median_filter(rows, 7))
 
@@ -84,7 +84,7 @@ def test_words_begin_where_their_tokens_were_heard() -> None:
 
 
 def test_a_window_that_fills_the_context_is_aligned_as_far_as_it_goes() -> None:
-    """448 tokens have no room for the first tokens and the end."""
+    """Of 447 tokens those are aligned that fit the context beside the special tokens."""
     model: Any = _Listening()
     words = align_words(model, mx.zeros((1500, 1)), TOKENIZER, [1290] * 447, frames=3000)
     assert 0 < sum(len(word.tokens) for word in words) < 447

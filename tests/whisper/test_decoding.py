@@ -40,7 +40,7 @@ def allowed(sequence: Sequence[int], logits: np.ndarray | None = None, **options
 
 
 def test_a_window_begins_with_a_time() -> None:
-    """And with one of the first second, unless told otherwise."""
+    """The first token is a time of the first second, unless an option says otherwise."""
     assert allowed([]) == set(range(BEGIN, BEGIN + 51))
     assert allowed([], max_initial_timestamp=None) == set(range(BEGIN, SPEAKING.n_vocab))
     assert allowed([], max_initial_timestamp=0.1) == set(range(BEGIN, BEGIN + 6))
@@ -67,7 +67,7 @@ def test_the_next_segment_may_begin_where_the_last_ended() -> None:
 
 
 def test_text_follows_two_times() -> None:
-    """And the end may, but no third time."""
+    """After two times in a row comes text or the end, but no third time."""
     found = allowed([BEGIN, WORD, BEGIN + 400, BEGIN + 400])
     assert WORD in found
     assert EOT in found
@@ -82,7 +82,7 @@ def test_only_text_after_the_last_time() -> None:
 
 
 def test_a_time_is_demanded_where_times_are_likelier_than_text() -> None:
-    """Of those that are allowed: forbidden ones do not count."""
+    """If the allowed times together are likelier than any word, only times may follow."""
     logits = np.zeros(SPEAKING.n_vocab, np.float32)
     logits[WORD] = 2.0  # less than the logarithm of 1,500 times of logit 0
     assert min(allowed([BEGIN, WORD], logits)) == BEGIN + 1
@@ -92,7 +92,7 @@ def test_a_time_is_demanded_where_times_are_likelier_than_text() -> None:
 
 @pytest.mark.parametrize("sequence", [[], [WORD]])
 def test_no_time_is_sampled_where_none_is_asked_for(sequence: list[int]) -> None:
-    """Text only: a segment that begins with a word and holds times would begin before 0 s."""
+    """Without timestamps no time is allowed, neither first nor later."""
     found = allowed(sequence, without_timestamps=True)
     assert WORD in found
     assert not {token for token in found if token >= BEGIN}
@@ -100,14 +100,14 @@ def test_no_time_is_sampled_where_none_is_asked_for(sequence: list[int]) -> None
 
 @pytest.mark.parametrize("sequence", [[], [BEGIN], [BEGIN, WORD], [BEGIN, WORD, BEGIN + 9]])
 def test_something_is_always_allowed(sequence: list[int]) -> None:
-    """Where all else is suppressed the text ends, with a log-probability that is a number."""
+    """If all else is suppressed, only the end of the text may follow."""
     everything = list(range(SPEAKING.n_vocab))
     assert allowed(sequence, suppress_tokens=everything) == {EOT}
     assert allowed(sequence, suppress_tokens=everything, without_timestamps=True) == {EOT}
 
 
 def test_rules_are_openais() -> None:
-    """On any logits and sequence of times and words, what is allowed is what OpenAI allows."""
+    """For any logits and sequence of times and words, OpenAI's code allows the same tokens."""
     import_reference()
     theirs = sys.modules["mlx_whisper_reference.decoding"]
     tokenizer = sys.modules["mlx_whisper_reference.tokenizer"].get_tokenizer(multilingual=False)
@@ -144,13 +144,13 @@ LOOP = DecodedWindow([], -0.1, no_speech_prob=0.9, compression_ratio=38.4, tempe
     ],
 )
 def test_the_ladder_takes_no_loop_for_silence(decoded: DecodedWindow, *, again: bool) -> None:
-    """Silence ends it only where the network is uncertain too, as in OpenAI's."""
+    """A window that loops counts as silence only if the network is uncertain, as in OpenAI's."""
     assert decoding._needs_fallback(decoded, DecodeSettings()) is again
 
 
 @pytest.mark.parametrize("option", ["no_speech_threshold", "logprob_threshold"])
 def test_without_a_threshold_nothing_is_silence(option: str) -> None:
-    """A loop is decoded again then too."""
+    """Without one of the thresholds a window that loops is decoded again."""
     settings = DecodeSettings.from_options(**dict[str, Any]({option: None}))
     assert decoding._needs_fallback(replace(LOOP, avg_logprob=-2.0), settings)
 
@@ -167,7 +167,7 @@ class _Fading:
 
 
 def test_tokens_of_one_window_are_drawn_independently() -> None:
-    """Of even probabilities hardly two tokens are the same; with one key all would be."""
+    """From even probabilities hardly two equal tokens are drawn; one key would give one token."""
     model: Any = _Fading()
     decoded = decoding.decode_window(
         model,

@@ -38,7 +38,7 @@ LAYERS = [
 
 
 def mixed() -> dict[str, ModulePrecision]:
-    """Give every second layer bits of its own, and leave some plain."""
+    """Return bits of its own for every second layer, and none for some."""
     bits = (2, 3, 4, 5, 6, 8)
     groups = (32, 64, 128)
     found = {
@@ -91,7 +91,7 @@ def assert_equal(ours: Any, theirs: Any) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_equals_mlx_whisper_to_the_last_bit(precision: str, dtype: str) -> None:
-    """Parameters, features, logits, keys and values, and scores: at first tokens and at a step."""
+    """Parameters, features, logits, cache and scores are equal, for two steps."""
     ours, theirs = pair(precision, DTYPES[dtype])
     assert (
         dict(tree_flatten(ours.parameters())).keys()

@@ -98,7 +98,7 @@ def test_building_evaluates_no_weight(tiny_model_dir: Callable[..., Path]) -> No
 def test_dtype_reaches_positions_and_mask(
     dtype: DtypeName, tiny_model_dir: Callable[..., Path]
 ) -> None:
-    """As upstream, and nothing else; parameters keep the file's dtype."""
+    """The dtype applies to positions and mask, as upstream; parameters keep the file's dtype."""
     checkpoint = inspect_checkpoint(tiny_model_dir())
     module = build_module(checkpoint, dtype=dtype)
     apply_params(module, read(checkpoint))
@@ -124,14 +124,14 @@ def test_bits_are_per_module(tiny_model_dir: Callable[..., Path]) -> None:
 
 
 def test_alignment_heads_of_the_checkpoint(tiny_model_dir: Callable[..., Path]) -> None:
-    """They replace upstream's default, in its dtype."""
+    """Alignment heads of the checkpoint replace the default, in the default's dtype."""
     module = build_module(inspect_checkpoint(tiny_model_dir(layout="model.bin")))
     assert module.alignment_heads.tolist() == [[0, 0]]
     assert module.alignment_heads.dtype == mx.int64
 
 
 def test_alignment_heads_by_default(tiny_model_dir: Callable[..., Path]) -> None:
-    """Without them it is upstream's default."""
+    """Without alignment heads in the checkpoint the network has upstream's default."""
     checkpoint = inspect_checkpoint(tiny_model_dir())
     upstream = mlx_whisper.whisper.Whisper(
         mlx_whisper.whisper.ModelDimensions(**asdict(checkpoint.dimensions))
@@ -153,7 +153,7 @@ def test_part_by_part(tiny_model_dir: Callable[..., Path]) -> None:
 
 @pytest.fixture
 def loaded(tiny_model_dir: Callable[..., Path]) -> tuple[Whisper, dict[str, mx.array]]:
-    """Give a network that is not filled, and its int4 weights."""
+    """Return a network that is not filled, and its int4 weights."""
     checkpoint = inspect_checkpoint(tiny_model_dir(precision="int4"))
     return build_module(checkpoint), read(checkpoint)
 

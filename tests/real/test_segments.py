@@ -1,0 +1,86 @@
+"""Real weights, real speech: segments, times and words are mlx_whisper's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from mlx_whisper.transcribe import ModelHolder, transcribe
+
+from fastwhisper.transcribing.mel import compute_mel
+from fastwhisper.transcribing.samples import load_audio
+from fastwhisper.transcribing.windows import summarize, transcribe_windows
+from fastwhisper.whisper.options import DecodeSettings
+from tests.helpers.audio import SENTENCE
+from tests.helpers.modules import load_by_hand
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from fastwhisper.values import Transcription
+
+
+@pytest.fixture(autouse=True)
+def _leave_model_holder_alone() -> Iterator[None]:
+    """Put back the model that upstream keeps for the process."""
+    before = ModelHolder.model, ModelHolder.model_path
+    yield
+    ModelHolder.model, ModelHolder.model_path = before
+
+
+def both(
+    directory: Path, audio: Path | np.ndarray, options: dict[str, Any]
+) -> tuple[Transcription, dict[str, Any]]:
+    """Transcribe with our network from the source itself, and with upstream from samples."""
+    model = load_by_hand(directory)
+    mel = compute_mel(audio, n_mels=80)
+    settings = DecodeSettings.from_options(**options)
+    windows = list(transcribe_windows(model, mel, settings, fp16=False, check=lambda: None))
+    theirs = transcribe(load_audio(audio), path_or_hf_repo=str(directory), fp16=False, **options)
+    return summarize(windows, duration_s=mel.duration_s), theirs
+
+
+def assert_same(ours: Transcription, theirs: dict[str, Any]) -> None:
+    """Compare texts, tokens and times."""
+    assert ours.text == theirs["text"]
+    assert ours.language == theirs["language"]
+    assert [(s.start_s, s.end_s, s.text, list(s.tokens), s.temperature) for s in ours.segments] == [
+        (s["start"], s["end"], s["text"], s["tokens"], s["temperature"]) for s in theirs["segments"]
+    ]
+    assert [s.avg_logprob for s in ours.segments] == pytest.approx(
+        [s["avg_logprob"] for s in theirs["segments"]], abs=1e-3
+    )
+
+
+def test_words_of_a_file_equal_upstreams(
+    tiny_en_directory: Callable[..., Path], sample: Path
+) -> None:
+    """A compressed file, decoded as a stream, gives upstream's words and their times."""
+    directory = tiny_en_directory("float16", "weights.safetensors")
+    ours, theirs = both(directory, sample, {"word_timestamps": True, "temperature": 0.0})
+    assert_same(ours, theirs)
+    our_words = [word for segment in ours.segments for word in segment.words or ()]
+    their_words = [word for segment in theirs["segments"] for word in segment["words"]]
+    assert [(w.word, w.start_s, w.end_s) for w in our_words] == [
+        (w["word"], w["start"], w["end"]) for w in their_words
+    ]
+    assert [w.probability for w in our_words] == pytest.approx(
+        [w["probability"] for w in their_words], abs=1e-3
+    )
+    assert [word.word.strip() for word in our_words] == SENTENCE.split()
+
+
+def test_a_prompted_second_window_equals_upstreams(
+    tiny_en_directory: Callable[..., Path], sample: Path
+) -> None:
+    """Speech over more than one window: conditioned on an initial prompt and the text before."""
+    directory = tiny_en_directory("float16", "weights.safetensors")
+    spoken = load_audio(sample)
+    samples = np.concatenate([spoken, np.zeros(20 * 16_000, np.float32), spoken])
+    options = {"initial_prompt": "The weather.", "temperature": 0.0, "sample_len": 60}
+    ours, theirs = both(directory, samples, options)
+    assert_same(ours, theirs)
+    assert ours.duration_s > 30
+    assert {segment.seek_frames for segment in ours.segments} > {0}
