@@ -1,4 +1,4 @@
-"""`python -m fastwhisper` is the `fastwhisper` command."""
+"""Run the `fastwhisper` command: `python -m fastwhisper`."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ import anyio
 from fastwhisper.checkpoint.inspection import inspect_checkpoint
 from fastwhisper.checkpoint.word_loss import word_error_cost
 from fastwhisper.cli.writers import FORMATS, LAYOUT_OPTIONS, write
+from fastwhisper.engine.tasks import INTERRUPTED
 from fastwhisper.errors import AudioError, HubUnavailableError
 from fastwhisper.loading import stages
 from fastwhisper.quantizing import make
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
 __all__ = ["cache", "find_wrong_option", "inspect", "pull", "quantize", "transcribe"]
 
-_INTERRUPTED: Final = 130
 _MIB: Final = 1 << 20
 _DTYPES: Final[dict[bool | None, DtypeName | None]] = {
     True: "float16",
@@ -72,7 +72,7 @@ def transcribe(options: argparse.Namespace) -> int:
 
 async def _transcribe(options: argparse.Namespace) -> int:
     """Transcribe until the end or an interrupt; a second interrupt ends the process at once."""
-    status = _INTERRUPTED
+    status = INTERRUPTED
     failure: Exception | None = None
     async with anyio.create_task_group() as group:
         work = anyio.CancelScope()
@@ -93,7 +93,7 @@ async def _watch_interrupts(work: anyio.CancelScope) -> None:
     with anyio.open_signal_receiver(signal.SIGINT) as interrupts:
         async for _ in interrupts:
             if work.cancel_called:
-                os._exit(_INTERRUPTED)
+                os._exit(INTERRUPTED)
             work.cancel()
 
 

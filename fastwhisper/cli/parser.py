@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 __all__ = ["main"]
-
-_INTERRUPTED: Final = 130
 
 _MODELS: Final = (
     f"{', '.join(WhisperModel)} (turbo and large are aliases), a directory, "
@@ -42,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error(flaw)
         status = getattr(commands, options.command)(options)
     except KeyboardInterrupt:
-        status = _INTERRUPTED
+        status = 128 + signal.SIGINT  # As shells report it.
     except BrokenPipeError:
         # The reader of the output has left. Python must not flush into the pipe again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
