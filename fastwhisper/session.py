@@ -33,7 +33,6 @@ if TYPE_CHECKING:
         Transcription,
         WhisperModel,
     )
-    from fastwhisper.whisper.network import Whisper
     from fastwhisper.whisper.options import DecodeSettings, Task, TranscribeOptions
 
 __all__ = ["Session", "open"]
@@ -127,7 +126,6 @@ class Session:
         self._running: set[anyio.CancelScope] = set()
         self._idle = anyio.Event()
         self._streams: WeakSet[SegmentStream] = WeakSet()
-        self._dropped: list[Whisper] = []
 
     @property
     def result(self) -> LoadResult:
@@ -247,7 +245,7 @@ class Session:
 
     def close(self) -> None:
         """Drop the weights, wake every wait and stop all work. May be called twice."""
-        self._dropped += self._load.readiness.close()
+        self._load.readiness.close()
         for scope in self._running:
             scope.cancel()
 
@@ -259,7 +257,7 @@ class Session:
                 await self._idle.wait()
             for stream in self._streams:
                 stream.close()
-            await threads.release(self._dropped, jobs=self._load.follow_up)
+            await threads.release(self._load.built, jobs=self._load.follow_up)
 
 
 class SegmentStream:

@@ -100,6 +100,7 @@ class LoadTask:
         readiness: The state that can be waited for.
         result: What was located and inspected; None before.
         dtype: The dtype to compute in; None before it is chosen.
+        built: The network, once it is built. `threads.release` empties the list.
         follow_up: Jobs on the engine that were queued after ready.
     """
 
@@ -116,6 +117,7 @@ class LoadTask:
         self.readiness = Readiness(self.model_name)
         self.result: LoadResult | None = None
         self.dtype: DtypeName | None = None
+        self.built: list[Whisper] = []
         self.follow_up: list[threads.Job[None]] = []
         self._model = model
         self._quant_given = quant_given
@@ -125,7 +127,6 @@ class LoadTask:
         self._active_bytes = [0]
         self._located: tuple[LoadResult, Checkpoint]
         self._params: dict[str, mx.array] = {}
-        self._built: list[Whisper] = []
 
     @classmethod
     async def prepare(
@@ -169,7 +170,7 @@ class LoadTask:
         try:
             await tasks.side_by_side(partial(self._load, task_status), self._meter.pump)
         except BaseException:
-            await threads.release(self._params, self._built)
+            await threads.release(self._params, self.built)
             raise
         result, checkpoint = self._located
         stats = LoadStats(
@@ -179,7 +180,7 @@ class LoadTask:
             peak_bytes=max(self._active_bytes),
         )
         self._params.clear()
-        self.readiness.become_ready(self._built.pop(), stats)
+        self.readiness.become_ready(self.built[0], stats)
         self._queue_follow_up(checkpoint, owned=owned)
         return result
 
@@ -286,7 +287,7 @@ class LoadTask:
             partial(self._build, compute),
             partial(self._warm_up, warm_up),
         )
-        apply = partial(compute.apply, self._built[0], self._params)
+        apply = partial(compute.apply, self.built[0], self._params)
         await self._run_stage("apply", apply, Lane.COMPUTE)
 
     async def _read(self, compute: Compute, share: Checkpoint) -> None:
@@ -294,7 +295,7 @@ class LoadTask:
         self._params.update(await self._run_stage("read", read, Lane.READ))
 
     async def _build(self, compute: Compute) -> None:
-        self._built.append(await self._run_stage("build", compute.build, Lane.READ))
+        self.built.append(await self._run_stage("build", compute.build, Lane.READ))
 
     async def _warm_up(self, warm_up: WarmUp | None) -> None:
         if warm_up is not None:

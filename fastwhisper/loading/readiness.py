@@ -136,18 +136,12 @@ class Readiness:
             self._state = Failed(error)
             self._settled.set()
 
-    def close(self) -> list[Whisper]:
-        """Become closed: drop the network and wake every wait. Called on the loop that loads.
-
-        Returns:
-            The network, if there is one, for `threads.release`.
-        """
+    def close(self) -> None:
+        """Become closed: drop the network and wake every wait. Called on the loop that loads."""
         self._log_unseen_failure()
-        dropped = [] if self._module is None else [self._module]
         self._module = None
         self._state = Closed()
         self._settled.set()
-        return dropped
 
     def _log_unseen_failure(self) -> None:
         if self._failure is not None and not self._observed:
