@@ -218,7 +218,7 @@ def inspect(options: argparse.Namespace) -> int:
 
 
 def quantize(options: argparse.Namespace) -> int:
-    """Make an int4 or int8 model of a float16 one: `fastwhisper quantize`."""
+    """Quantize a float16 model to int4 or int8: `fastwhisper quantize`."""
     with _open_bars() as bars:
         work = partial(
             make.quantize,

@@ -103,7 +103,7 @@ class _File:
 def _list_files(
     repo: str, revision: str, check: Callable[[], None]
 ) -> tuple[str, dict[str, _File]]:
-    """Ask the Hub for the commit of a revision and its files, in one request."""
+    """List the files of a revision, with its commit, in one request to the Hub."""
     api = HfApi(library_name=USER_AGENT)
     no_hub = f"{constants.ENDPOINT} does not answer as a Hub does: check HF_ENDPOINT"
 
@@ -276,7 +276,7 @@ class _Download:
 
 
 def _link(blob: Path, pointer: Path) -> None:
-    """Make a snapshot's file as the client does: a link to the blob, or the blob itself."""
+    """Put a file into a snapshot as the client does: a link to the blob, or the blob itself."""
     pointer.parent.mkdir(parents=True, exist_ok=True)
     if not constants.HF_HUB_DISABLE_SYMLINKS:
         with contextlib.suppress(OSError), open_new(pointer) as new:

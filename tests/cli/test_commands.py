@@ -49,7 +49,7 @@ def listed() -> list[str]:
 
 @pytest.fixture(scope="module")
 def upstreams(model: Path, short: Path) -> dict[bool, dict[str, Any]]:
-    """Give the results of mlx_whisper, put right, by whether they have words."""
+    """Return the results of mlx_whisper, put right, by whether they have words."""
     samples = load_audio(short)
     return {
         words: import_reference().transcribe(

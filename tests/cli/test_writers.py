@@ -26,7 +26,7 @@ UPSTREAM = {
 def make_segment(
     start_s: float, end_s: float, text: str, words: tuple[Word, ...] | None = None
 ) -> Segment:
-    """Make a segment with plain numbers for the rest."""
+    """Build a segment with plain numbers for the rest."""
     return Segment(
         start_s=start_s,
         end_s=end_s,
@@ -42,7 +42,7 @@ def make_segment(
 
 
 def make_transcription(*segments: Segment) -> Transcription:
-    """Make a transcription of an hour."""
+    """Build a transcription of an hour."""
     return Transcription("".join(s.text for s in segments), segments, "en", 3600.0)
 
 
@@ -104,7 +104,7 @@ layouts = st.fixed_dictionaries(
 
 
 def transcriptions(with_words: bool) -> st.SearchStrategy[Transcription]:  # noqa: FBT001  names the two
-    """Make any transcription, all of its segments with words, or none."""
+    """Build any transcription, all of its segments with words, or none."""
     segments = st.builds(
         make_segment,
         times,

@@ -46,14 +46,14 @@ print(found.path)
 
 
 def safetensors(size: int, seed: int = 0) -> bytes:
-    """Make a safetensors file with one tensor of `size` bytes."""
+    """Build a safetensors file with one tensor of `size` bytes."""
     header = json.dumps({"x": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}})
     data = bytes((seed + i * i) % 251 for i in range(256)) * (size // 256 + 1)
     return struct.pack("<Q", len(header)) + header.encode() + data[:size]
 
 
 def npz() -> bytes:
-    """Make a zip with one stored member."""
+    """Build a zip with one stored member."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
         archive.writestr("x.npy", bytes(1000))
@@ -61,7 +61,7 @@ def npz() -> bytes:
 
 
 def ctranslate2() -> bytes:
-    """Make a CTranslate2 file with one variable and no alias."""
+    """Build a CTranslate2 file with one variable and no alias."""
     head = struct.pack("<IH", 6, 12) + b"WhisperSpec\0" + struct.pack("<II", 3, 1)
     variable = struct.pack("<H", 2) + b"x\0" + struct.pack("<BIBI", 1, 250, 0, 1000)
     return head + variable + bytes(1000) + struct.pack("<I", 0)
@@ -72,7 +72,7 @@ FILES = {"config.json": CONFIG, "model.safetensors": WEIGHTS}
 
 
 def table(name: str) -> str:
-    """Name a repository of the table's organization."""
+    """Return a repository of the table's organization."""
     return f"mlx-community/whisper-{name}"
 
 

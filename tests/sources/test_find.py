@@ -188,7 +188,7 @@ def test_cut_at_any_byte_is_seen(tmp_path: Path, name: str, data: bytes) -> None
 
 
 def overlapping() -> bytes:
-    """Make a safetensors file whose two tensors share their bytes."""
+    """Build a safetensors file whose two tensors share their bytes."""
     entry = {"dtype": "U8", "shape": [8], "data_offsets": [0, 8]}
     header = json.dumps({"a": entry, "b": entry, "c": {"data_offsets": None}, "d": 1}).encode()
     return struct.pack("<Q", len(header)) + header + bytes(8)

@@ -36,7 +36,7 @@ FLOAT16 = "mlx-community/whisper-tiny-mlx"
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Mapping[str, Mapping[str, bytes]]:
-    """Give the files of a small model's repositories, by precision."""
+    """Build the files of a small model's repositories, by precision."""
     made: dict[str, Mapping[str, bytes]] = {}
     for quant in Quantization:
         directory = write_model(tmp_path / quant, dimensions=SPEAKING, precision=quant)
