@@ -6,7 +6,6 @@ import concurrent.futures.thread  # noqa: F401  mlx_whisper imports it; fails at
 import importlib
 import importlib.util
 import os
-import traceback
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -80,15 +79,15 @@ def load_model(path_or_hf_repo: str | os.PathLike[str], dtype: mx.Dtype | None =
             share: dict[str, mx.array] = threads.wait_for(job)
             params |= share
             del share  # so that a failure of the next one frees these arrays
-        threads.run_blocking(partial(compute.apply, built[0], params), Lane.COMPUTE)
-    except BaseException as error:
+        # Not a partial: a frame of a failure would keep the network alive.
+        threads.run_blocking(lambda: compute.apply(built[0], params), Lane.COMPUTE)
+    except BaseException:
         threads.stop(confirm)
         threads.stop(network)
         for job in jobs:
             threads.stop(job)
         params.clear()
         built.clear()
-        traceback.clear_frames(error.__traceback__)
         raise
     if not checkpoint.is_safetensors:
         threads.submit(partial(keep_converted, checkpoint), Lane.READ)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import traceback
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
@@ -55,7 +54,7 @@ async def side_by_side(*jobs: Callable[[], Coroutine[Any, Any, None]]) -> None:
     try:
         async with anyio.create_task_group() as group:
             for job in jobs:
-                group.start_soon(_run_and_forget, job)
+                group.start_soon(job)
     except BaseExceptionGroup as errors:
         failure = first_error(errors)
     if failure is not None:
@@ -67,16 +66,6 @@ def first_error(errors: BaseException) -> BaseException:
     while isinstance(errors, BaseExceptionGroup):
         errors = errors.exceptions[0]
     return errors
-
-
-@uninterrupted
-async def _run_and_forget(job: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run a job; if it is cancelled or fails, let its frames go, which hold what was loaded."""
-    try:
-        await job()
-    except BaseException as error:
-        traceback.clear_frames(error.__traceback__)
-        raise
 
 
 def on_this_loop() -> Callable[[Callable[[], object]], object]:

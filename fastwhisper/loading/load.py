@@ -287,8 +287,7 @@ class LoadTask:
             partial(self._build, compute),
             partial(self._warm_up, warm_up),
         )
-        apply = partial(compute.apply, self.built[0], self._params)
-        await self._run_stage("apply", apply, Lane.COMPUTE)
+        await self._run_stage("apply", partial(self._apply, compute), Lane.COMPUTE)
 
     async def _read(self, compute: Compute, share: Checkpoint) -> None:
         read = partial(compute.read, share, on_group=self._count)
@@ -296,6 +295,10 @@ class LoadTask:
 
     async def _build(self, compute: Compute) -> None:
         self.built.append(await self._run_stage("build", compute.build, Lane.READ))
+
+    def _apply(self, compute: Compute) -> None:
+        # Read from the task, so that no frame of a failure keeps the network.
+        compute.apply(self.built[0], self._params)
 
     async def _warm_up(self, warm_up: WarmUp | None) -> None:
         if warm_up is not None:
