@@ -6,6 +6,8 @@ read for it.
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from fastwhisper.checkpoint.files import shown
@@ -28,6 +30,7 @@ __all__ = [
     "Findings",
     "check_tensors",
     "expected_shapes",
+    "find_main_bits",
 ]
 
 HEAD_WIDTH: Final = 64
@@ -152,6 +155,20 @@ def check_tensors(
             findings.add("unknown", name)
     findings.raise_for(path)
     return precision
+
+
+def find_main_bits(dimensions: Dimensions, precision: Mapping[str, ModulePrecision]) -> int:
+    """Return the bits that most quantized weights of a network have.
+
+    Args:
+        dimensions: The network's sizes.
+        precision: Bits and group size by module name, of at least one module.
+    """
+    shapes = expected_shapes(dimensions)
+    weights = Counter[int]()
+    for module, packed in precision.items():
+        weights[packed.bits] += math.prod(shapes[f"{module}.weight"])
+    return max(weights, key=lambda bits: (weights[bits], bits))
 
 
 def _packings(

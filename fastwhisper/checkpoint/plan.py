@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Final, Literal
 
-from fastwhisper.checkpoint.expected import expected_shapes
+from fastwhisper.checkpoint.expected import find_main_bits
 from fastwhisper.values import Quantization
 
 if TYPE_CHECKING:
@@ -118,13 +117,8 @@ class Checkpoint:
         """The precision: by the bits that most quantized weights have."""
         if not self.precision:
             return Quantization.FLOAT16
-        shapes = expected_shapes(self.dimensions)
-        weights: dict[int, int] = {}
-        for module, packed in self.precision.items():
-            count = math.prod(shapes.get(f"{module}.weight", ()))
-            weights[packed.bits] = weights.get(packed.bits, 0) + count
-        most = max(weights, key=lambda bits: (weights[bits], bits))
-        return Quantization.INT4 if most <= _MOST_BITS_OF_INT4 else Quantization.INT8
+        bits = find_main_bits(self.dimensions, self.precision)
+        return Quantization.INT4 if bits <= _MOST_BITS_OF_INT4 else Quantization.INT8
 
     @property
     def total_bytes(self) -> int:

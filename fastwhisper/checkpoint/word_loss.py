@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from fastwhisper.checkpoint.expected import expected_shapes
+from fastwhisper.checkpoint.expected import find_main_bits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,30 +26,25 @@ COSTS: Final = {
     (512, 4, True): 2.5,
 }
 """Points of word error rate above float16's, by width of the network (tiny and base), bits, and
-whether the embedding is quantized too. Measured on 2026-11-26 on 4,145 words of recorded English
-(README, "int4 and words"): eight and five bits as `fastwhisper quantize` makes them, four bits
-rounded plainly in groups of 64."""
+whether the embedding is quantized too. Eight and five bits as `fastwhisper quantize` makes them,
+four bits rounded plainly in groups of 64. Source: docs/benchmarks.md, on 4,145 words of recorded
+English."""
 
 
 def word_error_cost(
     dimensions: Dimensions, precision: Mapping[str, ModulePrecision]
 ) -> float | None:
-    """Return what a precision was measured to cost on a network of this size.
+    """Return the word error rate that a precision was measured to add on a network of this size.
 
     Args:
         dimensions: The network's sizes.
         precision: Bits and group size of its quantized modules.
 
     Returns:
-        Points of word error rate above float16's; None where it was not measured. The width and
-        the bits of most weights are all that is looked at, so four bits that were calibrated
-        count as plain ones.
+        Points of word error rate above float16's; None if it was not measured. Only the width
+        and the bits of most weights are compared, so calibrated four bits count as plain ones.
     """
     if not precision:
         return None
-    shapes = expected_shapes(dimensions)
-    weights = Counter[int]()
-    for name, how in precision.items():
-        weights[how.bits] += math.prod(shapes[f"{name}.weight"])
-    (most, _), *_ = weights.most_common(1)
-    return COSTS.get((dimensions.n_text_state, most, _EMBEDDING in precision))
+    bits = find_main_bits(dimensions, precision)
+    return COSTS.get((dimensions.n_text_state, bits, _EMBEDDING in precision))

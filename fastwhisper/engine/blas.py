@@ -1,8 +1,8 @@
-"""Linux CPU: put a fast BLAS in place before MLX is first imported.
+"""Load a fast BLAS before MLX is imported, on a Linux CPU.
 
-MLX's Linux wheel carries a reference BLAS that multiplies float32 matrices at about a
-sixth of OpenBLAS's speed. A library loaded with RTLD_GLOBAL before `mlx.core` lends it
-its `cblas_sgemm`: the dynamic linker takes the first definition it meets.
+MLX's Linux wheel contains a reference BLAS. It multiplies float32 matrices at about a sixth of
+OpenBLAS's speed. If a library is loaded with RTLD_GLOBAL before `mlx.core`, MLX uses its
+`cblas_sgemm`: the dynamic linker takes the first definition that it finds.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _logger = logging.getLogger("fastwhisper")
 def prepare() -> str | None:
     """Load a system OpenBLAS for MLX's CPU backend, unless `FASTWHISPER_BLAS=off`.
 
-    Does nothing on a Mac, beside a CUDA backend, or once `mlx.core` is imported.
+    It does nothing on a Mac, with a CUDA backend, or after `mlx.core` was imported.
 
     Returns:
-        The library that was loaded, or None.
+        The library that was loaded; None if there is none.
 
     Raises:
         BackendMissingError: `FASTWHISPER_BLAS` names a file that can't be loaded.
@@ -42,8 +42,8 @@ def prepare() -> str | None:
         return None
     if "mlx.core" in sys.modules:
         _logger.info(
-            "mlx.core was imported before fastwhisper's first load, so its BLAS stays as it is; "
-            "open a model first, or set %s=off",
+            "mlx.core was imported before fastwhisper's first load, so it keeps its own BLAS; "
+            "open a model before importing it, or set %s=off",
             VARIABLE,
         )
         return None
@@ -85,7 +85,7 @@ def _load(library: str) -> None:
 
 @cache
 def has_cuda_backend() -> bool:
-    """Tell from the installed files alone, since importing MLX is what must wait."""
+    """Return whether MLX's CUDA backend is installed. Only files are looked at."""
     spec = importlib.util.find_spec("mlx")
     places = [] if spec is None else list(spec.submodule_search_locations or ())
     return any(any(Path(place).parent.glob("mlx_cuda*.dist-info")) for place in places)
