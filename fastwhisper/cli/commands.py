@@ -19,7 +19,7 @@ import anyio
 from fastwhisper.checkpoint.inspection import inspect_checkpoint
 from fastwhisper.checkpoint.word_loss import word_error_cost
 from fastwhisper.cli.writers import FORMATS, LAYOUT_OPTIONS, write
-from fastwhisper.engine.tasks import INTERRUPTED
+from fastwhisper.engine import INTERRUPTED
 from fastwhisper.errors import AudioError, HubUnavailableError
 from fastwhisper.loading import stages
 from fastwhisper.quantizing import make

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
 import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from fastwhisper.cli.writers import FORMATS
+from fastwhisper.engine import INTERRUPTED
 from fastwhisper.errors import FastWhisperError
 from fastwhisper.sources.table import suggest
 from fastwhisper.values import Quantization, WhisperModel
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error(flaw)
         status = getattr(commands, options.command)(options)
     except KeyboardInterrupt:
-        status = 128 + signal.SIGINT  # As shells report it.
+        status = INTERRUPTED
     except BrokenPipeError:
         # The reader of the output has left. Python must not flush into the pipe again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -12,16 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 __all__ = [
-    "INTERRUPTED",
     "first_error",
     "hold_interrupts",
     "on_this_loop",
     "side_by_side",
     "uninterrupted",
 ]
-
-INTERRUPTED: Final = 130
-"""Exit status of a process that Ctrl-C ended: 128 + SIGINT, as in a shell."""
 
 F = TypeVar("F", bound="Callable[..., Any]")
 

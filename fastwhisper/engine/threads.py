@@ -42,7 +42,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 import anyio
 import anyio.lowlevel
 
-from fastwhisper.engine import backend, tasks
+from fastwhisper.engine import INTERRUPTED, backend, tasks
 from fastwhisper.errors import LoadingFailedError
 
 if TYPE_CHECKING:
@@ -384,7 +384,7 @@ def _leave() -> None:
             threads.idle.acquire()
     except KeyboardInterrupt:
         # A thread still runs, so leaving in order would abort the process.
-        os._exit(tasks.INTERRUPTED)
+        os._exit(INTERRUPTED)
 
 
 def _after_fork_in_child() -> None:
