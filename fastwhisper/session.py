@@ -317,6 +317,8 @@ class SegmentStream:
         if self._windows is None:
             self._windows = await self._run(self._open_windows, Lane.READ)
         more: bool = await self._run(partial(self._keep_next, self._windows), Lane.COMPUTE)
+        if not more:
+            self._windows = iter(())  # so that the mel is freed
         return more
 
     def _keep_next(self, windows: Iterator[Window]) -> bool:

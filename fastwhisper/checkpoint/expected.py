@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ALIGNMENT_HEADS",
     "BITS",
+    "EMBEDDING",
     "FLOATS",
     "GROUP_SIZES",
     "HEAD_WIDTH",
@@ -36,6 +37,9 @@ __all__ = [
 HEAD_WIDTH: Final = 64
 """Width of an attention head, in every Whisper and in distil-whisper. Source: Radford et al.
 2022, table 1, state divided by heads."""
+
+EMBEDDING: Final = "decoder.token_embedding"
+"""The module of the token embedding, which is the output layer too."""
 
 ALIGNMENT_HEADS: Final = "alignment_heads"
 """The only optional tensor. The network has a default for it."""

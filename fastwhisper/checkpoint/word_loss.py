@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from fastwhisper.checkpoint.expected import find_main_bits
+from fastwhisper.checkpoint.expected import EMBEDDING, find_main_bits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from fastwhisper.values import Dimensions, ModulePrecision
 
 __all__ = ["word_error_cost"]
-
-_EMBEDDING: Final = "decoder.token_embedding"
 
 COSTS: Final = {
     (384, 8, True): 0.0,
@@ -47,4 +45,4 @@ def word_error_cost(
     if not precision:
         return None
     bits = find_main_bits(dimensions, precision)
-    return COSTS.get((dimensions.n_text_state, bits, _EMBEDDING in precision))
+    return COSTS.get((dimensions.n_text_state, bits, EMBEDDING in precision))

@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
+from fastwhisper.checkpoint.expected import EMBEDDING
 from fastwhisper.quantizing.grid import (
     Grid,
     Packed,
@@ -21,7 +22,6 @@ from fastwhisper.quantizing.grid import (
     round_to_nearest,
     search_grid,
 )
-from fastwhisper.quantizing.recipe import EMBEDDING
 from fastwhisper.quantizing.rounding import DAMPING, Moments, compensate, refit
 
 if TYPE_CHECKING:

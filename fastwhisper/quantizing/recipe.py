@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from fastwhisper.checkpoint.expected import expected_shapes
+from fastwhisper.checkpoint.expected import EMBEDDING, expected_shapes
 from fastwhisper.values import ModulePrecision, Quantization
 
 if TYPE_CHECKING:
@@ -15,16 +15,12 @@ if TYPE_CHECKING:
     from fastwhisper.values import Dimensions
 
 __all__ = [
-    "EMBEDDING",
     "INT4_SIZE_RATIO",
     "apply_recipe",
     "choose_precision",
     "compute_size_ratio",
     "describe_precision",
 ]
-
-EMBEDDING: Final = "decoder.token_embedding"
-"""Module name of the token embedding."""
 
 INT4_SIZE_RATIO: Final = 0.35
 """Largest size of an int4 model, as a fraction of float16's bytes."""
