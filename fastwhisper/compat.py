@@ -59,7 +59,7 @@ def load_model(path_or_hf_repo: str | os.PathLike[str], dtype: mx.Dtype | None =
 
     checkpoint = threads.run_blocking(locate, Lane.FILES)
     threads.run_blocking(partial(import_computing, "fastwhisper.loading.compute"), Lane.READ)
-    from fastwhisper.loading.compute import Compute, keep_converted  # noqa: PLC0415  imports MLX
+    from fastwhisper.loading.compute import Compute  # noqa: PLC0415  imports MLX
 
     compute = Compute(checkpoint, dtype=None, on_gpu=False)
 
@@ -90,7 +90,7 @@ def load_model(path_or_hf_repo: str | os.PathLike[str], dtype: mx.Dtype | None =
         built.clear()
         raise
     if not checkpoint.is_safetensors:
-        threads.submit(partial(keep_converted, checkpoint), Lane.READ)
+        threads.submit(compute.keep_converted, Lane.READ)
     return built[0]
 
 

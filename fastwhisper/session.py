@@ -332,14 +332,13 @@ class SegmentStream:
 
     def _open_windows(self) -> Iterator[Window]:
         # Imported here, in one of the engine's threads: NumPy, and what decodes.
-        from fastwhisper.transcribing.mel import compute_mel  # noqa: PLC0415
-        from fastwhisper.transcribing.windows import transcribe_windows  # noqa: PLC0415
+        from fastwhisper.transcribing import mel, windows  # noqa: PLC0415
 
         model = self._load.readiness.model()
-        mel = compute_mel(self._audio, n_mels=model.dims.n_mels, check=threads.check)
-        self._duration_s = mel.duration_s
-        return transcribe_windows(
-            model, mel, self._settings, fp16=self._load.dtype == "float16", check=threads.check
+        audio = mel.compute_mel(self._audio, n_mels=model.dims.n_mels, check=threads.check)
+        self._duration_s = audio.duration_s
+        return windows.transcribe_windows(
+            model, audio, self._settings, fp16=self._load.dtype == "float16", check=threads.check
         )
 
 

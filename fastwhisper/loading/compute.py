@@ -15,7 +15,6 @@ from fastwhisper.checkpoint.read import read_shards
 from fastwhisper.engine import threads
 from fastwhisper.loading import stages
 from fastwhisper.sources import converted
-from fastwhisper.whisper.params import UNPACK_ROWS, apply_params, build_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from fastwhisper.values import DtypeName
     from fastwhisper.whisper.network import Whisper
 
-__all__ = ["Compute", "choose_dtype", "computes_on_gpu", "keep_converted"]
+__all__ = ["Compute", "choose_dtype", "computes_on_gpu"]
 
 _CAST_BYTES: Final = 1 << 20
 
@@ -72,6 +71,9 @@ class Compute:
 
     def build(self) -> Whisper:
         """Build the network without weights."""
+        # Imported beside the read, which need not wait for it: 40 ms.
+        from fastwhisper.whisper.params import UNPACK_ROWS, build_module  # noqa: PLC0415
+
         unpack_rows = None if self.on_gpu else UNPACK_ROWS
         dtype = self.dtype or "float32"
         return build_module(self.checkpoint, dtype=dtype, unpack_rows=unpack_rows)
@@ -82,7 +84,26 @@ class Compute:
         Raises:
             InvalidModelFormatError: They are not the parameters of the network.
         """
+        from fastwhisper.whisper.params import apply_params  # noqa: PLC0415  see build
+
         apply_params(module, params, path=self.checkpoint.path)
+
+    def keep_converted(self, *, on_group: Callable[[int], object] = int) -> None:
+        """Write a checkpoint that is slow to read to the cache, for the next load.
+
+        Args:
+            on_group: Called with the bytes of each group that was written.
+        """
+        groups = self._read_stored(on_group)
+        copy = converted.store(self.checkpoint, groups, check=threads.check)
+        if copy is not None:
+            # Confirmed now, so that the next load need not import safetensors.
+            stages.confirm(inspect_checkpoint(copy, confirm=False))
+
+    def _read_stored(self, on_group: Callable[[int], object]) -> Iterator[Mapping[str, mx.array]]:
+        for group in read_shards(self.checkpoint):
+            yield group
+            on_group(sum(array.nbytes for array in group.values()))
 
 
 def choose_dtype(*, on_gpu: bool) -> DtypeName:
@@ -96,25 +117,6 @@ def choose_dtype(*, on_gpu: bool) -> DtypeName:
 def computes_on_gpu() -> bool:
     """Return whether MLX computes on a GPU."""
     return bool(mx.default_device().type == mx.gpu)
-
-
-def keep_converted(checkpoint: Checkpoint, *, on_group: Callable[[int], object] = int) -> None:
-    """Write a checkpoint that is slow to read to the cache, for the next load.
-
-    Args:
-        checkpoint: The checkpoint as inspected.
-        on_group: Called with the bytes of each group that was written.
-    """
-
-    def read_groups() -> Iterator[Mapping[str, mx.array]]:
-        for group in read_shards(checkpoint):
-            yield group
-            on_group(sum(array.nbytes for array in group.values()))
-
-    copy = converted.store(checkpoint, read_groups(), check=threads.check)
-    if copy is not None:
-        # Confirmed now, so that the next load need not import safetensors.
-        stages.confirm(inspect_checkpoint(copy, confirm=False))
 
 
 def _cast(group: dict[str, mx.array], dtype: mx.Dtype) -> None:

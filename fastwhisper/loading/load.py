@@ -32,7 +32,6 @@ from fastwhisper.values import LoadOptions, LoadStats, Span
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator
-    from types import ModuleType
 
     import mlx.core as mx
     from anyio.abc import TaskGroup, TaskStatus
@@ -126,6 +125,7 @@ class LoadTask:
         self._spans: list[Span] = []
         self._active_bytes = [0]
         self._located: tuple[LoadResult, Checkpoint]
+        self._chosen: Compute
         self._params: dict[str, mx.array] = {}
 
     @classmethod
@@ -144,9 +144,9 @@ class LoadTask:
         """
         tasks.hold_interrupts()
         options = dataclasses.replace(options, **overrides)
-        # Imported while the files are located, and not awaited: beside the read it would slow
-        # page faults down. If it fails, the stage that needs it raises the same error.
-        threads.submit(_import_compute, Lane.READ)
+        # Import the network while the files are located, without waiting: an import during the
+        # read would slow down its page faults. If it fails, the build raises the same error.
+        threads.submit(partial(backend.import_computing, "fastwhisper.whisper.params"), Lane.READ)
         await threads.run(partial(find.check_form, model, options.quant), Lane.FILES)
         return cls(model, options, on_progress, quant_given="quant" in overrides)
 
@@ -280,6 +280,7 @@ class LoadTask:
     async def _compute(self, checkpoint: Checkpoint) -> None:
         choose = partial(_choose_compute, checkpoint, self.options)
         compute, warm_up = await threads.run(choose, Lane.READ)
+        self._chosen = compute
         self.dtype = compute.dtype
         shares = checkpoint.split(threads.READERS)
         await tasks.side_by_side(
@@ -316,7 +317,8 @@ class LoadTask:
         if owned:
             self._meter.report("convert", 0, checkpoint.total_bytes)
             count = partial(self._meter.add_and_post, "convert", tasks.on_this_loop())
-        convert = partial(_run_logged, partial(_keep_converted, checkpoint, count))
+        keep = partial(self._chosen.keep_converted, on_group=count)
+        convert = partial(_run_logged, keep)
         self.follow_up.append(threads.submit(convert, Lane.READ))
 
     async def _run_stage(self, name: str, stage: Callable[[], T], lane: Lane) -> T:
@@ -341,18 +343,13 @@ class LoadTask:
         self._meter.add("read", done_bytes)
 
 
-def _import_compute() -> ModuleType:
-    """Import the modules that compute. Called in an engine thread, never on the event loop."""
-    return backend.import_computing("fastwhisper.loading.compute")
-
-
 def _choose_compute(checkpoint: Checkpoint, options: LoadOptions) -> tuple[Compute, WarmUp | None]:
     """Choose dtype and warm-up. Called in an engine thread, which may import MLX.
 
     Raises:
         BackendMissingError: MLX has no backend on this machine.
     """
-    _import_compute()
+    backend.import_mlx()
     from fastwhisper.loading import compute  # noqa: PLC0415  imports MLX
 
     on_gpu = compute.computes_on_gpu()
@@ -363,13 +360,6 @@ def _choose_compute(checkpoint: Checkpoint, options: LoadOptions) -> tuple[Compu
     from fastwhisper.loading.warm_up import WarmUp  # noqa: PLC0415  imports NumPy, for a GPU only
 
     return chosen, WarmUp(checkpoint, dtype)
-
-
-def _keep_converted(checkpoint: Checkpoint, count: Callable[[int], object]) -> None:
-    _import_compute()
-    from fastwhisper.loading.compute import keep_converted  # noqa: PLC0415  imports MLX
-
-    keep_converted(checkpoint, on_group=count)
 
 
 def _run_logged(stage: Callable[[], None]) -> None:

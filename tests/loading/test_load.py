@@ -231,7 +231,7 @@ def test_a_converted_copy_is_confirmed_when_it_is_made(
 ) -> None:
     """The load that finds it asks nobody."""
     directory = tiny_model_dir(dimensions=SPEAKING, layout="weights.npz")
-    compute.keep_converted(stages.inspect(directory))
+    compute.Compute(stages.inspect(directory), None, on_gpu=False).keep_converted()
     copy = stages.inspect(directory)
     assert copy.path != directory
     monkeypatch.setattr("fastwhisper.loading.stages.confirm_checkpoint", None)
