@@ -44,6 +44,11 @@ class Compute:
     dtype: DtypeName | None
     on_gpu: bool
 
+    @property
+    def network_dtype(self) -> DtypeName:
+        """The dtype of arrays that the network makes itself."""
+        return self.dtype or "float32"
+
     def read(
         self, share: Checkpoint, *, on_group: Callable[[int], object] = int
     ) -> dict[str, mx.array]:
@@ -75,8 +80,7 @@ class Compute:
         from fastwhisper.whisper.params import UNPACK_ROWS, build_module  # noqa: PLC0415
 
         unpack_rows = None if self.on_gpu else UNPACK_ROWS
-        dtype = self.dtype or "float32"
-        return build_module(self.checkpoint, dtype=dtype, unpack_rows=unpack_rows)
+        return build_module(self.checkpoint, dtype=self.network_dtype, unpack_rows=unpack_rows)
 
     def apply(self, module: nn.Module, params: Mapping[str, mx.array]) -> None:
         """Put the weights into the network.
