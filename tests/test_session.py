@@ -282,9 +282,9 @@ async def test_transcribes_before_the_tokenizer_is_there(
     gate = Gate(monkeypatch, STAGES["tokenizer"])
     async with fastwhisper.open(model, warm_up=False) as session:
         await gate.wait_until_reached()
-        first = await session.transcribe(tone, language="en", temperature=0)
+        first = await session.transcribe(tone, language="en", temperature=0, sample_len=8)
         gate.open.set()
-        second = await session.transcribe(tone, language="en", temperature=0)
+        second = await session.transcribe(tone, language="en", temperature=0, sample_len=8)
     assert first.text == second.text
 
 

@@ -81,6 +81,9 @@ CODES = {
 _FIRST_TIME = 50363
 """The token of 0.00 s in the English vocabulary."""
 
+_BABBLER_TOKENS = 96
+"""A context of this length lets it say 48 tokens a window: it never ends by itself."""
+
 _CT2_IDS = {"float32": 0, "int8": 1, "int16": 2, "int32": 3, "float16": 4}
 
 
@@ -330,7 +333,7 @@ def write_babbler(directory: Path, *, multilingual: bool, dtype: str = "float32"
     likely, larger rows for times let some of them win, and larger positions keep the model from
     saying one token again and again.
     """
-    dimensions = MULTILINGUAL if multilingual else SPEAKING
+    dimensions = replace(MULTILINGUAL if multilingual else SPEAKING, n_text_ctx=_BABBLER_TOKENS)
     arrays = make_arrays(dimensions, dtype="float32")
     arrays["decoder.ln.weight"] *= 8
     arrays["decoder.token_embedding.weight"] *= 3
