@@ -275,6 +275,8 @@ class SegmentStream:
         self._audio = audio
         self._settings = settings
         self._windows: Iterator[Window] | None = None
+        # Of a module that imports NumPy, so it is set when the audio is opened.
+        self._summarize: Callable[..., Transcription] | None = None
         self._segments: deque[Segment] = deque()
         self._done: list[Window] = []
         self._duration_s = 0.0
@@ -292,11 +294,9 @@ class SegmentStream:
     @property
     def so_far(self) -> Transcription | None:
         """All that is decoded, as one transcription; None before the first window."""
-        if not self._done:
+        if self._summarize is None or not self._done:
             return None
-        from fastwhisper.transcribing.windows import summarize  # noqa: PLC0415  imports MLX
-
-        return summarize(self._done, duration_s=self._duration_s)
+        return self._summarize(self._done, duration_s=self._duration_s)
 
     def __aiter__(self) -> Self:
         return self
@@ -332,11 +332,12 @@ class SegmentStream:
 
     def _open_windows(self) -> Iterator[Window]:
         # Imported here, in one of the engine's threads: NumPy, and what decodes.
-        from fastwhisper.transcribing import mel, windows  # noqa: PLC0415
+        from fastwhisper.transcribing import mel, windows  # noqa: PLC0415  both import NumPy
 
         model = self._load.readiness.model()
         audio = mel.compute_mel(self._audio, n_mels=model.dims.n_mels, check=threads.check)
         self._duration_s = audio.duration_s
+        self._summarize = windows.summarize
         return windows.transcribe_windows(
             model, audio, self._settings, fp16=self._load.dtype == "float16", check=threads.check
         )

@@ -279,13 +279,14 @@ class LoadTask:
 
     async def _compute(self, checkpoint: Checkpoint) -> None:
         choose = partial(_choose_compute, checkpoint, self.options.dtype)
-        compute = self._chosen = await threads.run(choose, Lane.READ)
+        compute, warm_up = await threads.run(choose, Lane.READ)
+        self._chosen = compute
         self.dtype = compute.dtype
         shares = checkpoint.split(threads.READERS)
         await tasks.side_by_side(
             *(partial(self._read, compute, share) for share in shares),
             partial(self._build, compute),
-            partial(self._warm_up, compute),
+            partial(self._warm_up, warm_up),
         )
         await self._run_stage("apply", partial(self._apply, compute), Lane.COMPUTE)
 
@@ -300,16 +301,12 @@ class LoadTask:
         # Read from the task, so that no frame of a failure keeps the network.
         compute.apply(self.built[0], self._params)
 
-    async def _warm_up(self, compute: Compute) -> None:
+    async def _warm_up(self, warm_up: WarmUp) -> None:
         wanted = self.options.warm_up
-        if not (compute.on_gpu if wanted is None else wanted):
-            return
-        self._meter.report("warm-up", 0, None)
-        kind = await threads.run(_import_warm_up, Lane.READ)
-        await kind(compute.checkpoint, compute.network_dtype).run(
-            partial(self._run_stage, "warm-up")
-        )
-        self._meter.report("warm-up", 0, 0)
+        if warm_up.compute.on_gpu if wanted is None else wanted:
+            self._meter.report("warm-up", 0, None)
+            await warm_up.run(partial(self._run_stage, "warm-up"))
+            self._meter.report("warm-up", 0, 0)
 
     def _queue_follow_up(self, checkpoint: Checkpoint, *, owned: bool) -> None:
         """Queue what the first transcription and the next load need. Nobody waits for it."""
@@ -347,24 +344,19 @@ class LoadTask:
         self._meter.add("read", done_bytes)
 
 
-def _choose_compute(checkpoint: Checkpoint, dtype: DtypeName | None) -> Compute:
+def _choose_compute(checkpoint: Checkpoint, dtype: DtypeName | None) -> tuple[Compute, WarmUp]:
     """Choose the dtype if none is given. Called in an engine thread, which may import MLX.
 
     Raises:
         BackendMissingError: MLX has no backend on this machine.
     """
     backend.import_mlx()
-    from fastwhisper.loading import compute  # noqa: PLC0415  imports MLX
+    from fastwhisper.loading import compute, warm_up  # noqa: PLC0415  both import MLX
 
     on_gpu = compute.computes_on_gpu()
-    return compute.Compute(checkpoint, dtype or compute.choose_dtype(on_gpu=on_gpu), on_gpu)
-
-
-def _import_warm_up() -> type[WarmUp]:
-    """Import the warm-up. Called in an engine thread, while others read."""
-    from fastwhisper.loading.warm_up import WarmUp  # noqa: PLC0415  imports NumPy, for a GPU only
-
-    return WarmUp
+    dtype = dtype or compute.choose_dtype(on_gpu=on_gpu)
+    chosen = compute.Compute(checkpoint, dtype, on_gpu)
+    return chosen, warm_up.WarmUp(chosen)
 
 
 def _run_logged(stage: Callable[[], None]) -> None:

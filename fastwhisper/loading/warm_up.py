@@ -2,7 +2,8 @@
 
 A GPU compiles or loads a kernel when it is first used. The warm-up uses zeros of the checkpoint's
 sizes and precision, so it need not wait for the weights. This module is imported in an engine
-thread, after the backend.
+thread, after the backend. It imports MLX alone: the first kernels need not wait for NumPy and
+for the modules that transcribe.
 """
 
 from __future__ import annotations
@@ -12,21 +13,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import mlx.core as mx
-import numpy as np
 from mlx.utils import tree_map
 
 from fastwhisper.engine import tasks, threads
 from fastwhisper.engine.threads import Lane
-from fastwhisper.transcribing.mel import WINDOW_FRAMES, MelAudio, compute_mel
-from fastwhisper.transcribing.windows import transcribe_windows
-from fastwhisper.whisper.options import DecodeSettings
-from fastwhisper.whisper.params import build_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from fastwhisper.checkpoint.plan import Checkpoint
-    from fastwhisper.values import DtypeName
+    from fastwhisper.loading.compute import Compute
 
 __all__ = ["WarmUp"]
 
@@ -42,12 +37,10 @@ class WarmUp:
     """The warm-up of one load. `run` is awaited on the event loop, the rest runs in its threads.
 
     Attributes:
-        checkpoint: The checkpoint as inspected.
-        dtype: The dtype to compute in.
+        compute: The checkpoint, the dtype and the device.
     """
 
-    checkpoint: Checkpoint
-    dtype: DtypeName
+    compute: Compute
 
     async def run(
         self, in_thread: Callable[[Callable[[], None], Lane], Coroutine[Any, Any, None]]
@@ -68,28 +61,30 @@ class WarmUp:
 
     def warm_mel(self) -> None:
         """Compute the mel spectrogram of a second of silence, which loads the FFT."""
-        silence = np.zeros(_SAMPLES, np.float32)
-        compute_mel(silence, n_mels=self.checkpoint.dimensions.n_mels, check=threads.check)
+        from fastwhisper.transcribing.mel import compute_mel  # noqa: PLC0415  imports NumPy
+
+        n_mels = self.compute.checkpoint.dimensions.n_mels
+        compute_mel(mx.zeros(_SAMPLES), n_mels=n_mels, check=threads.check)
 
     def warm_convolution(self) -> None:
         """Run a convolution."""
-        size = self.checkpoint.dimensions
+        size = self.compute.checkpoint.dimensions
         mel = self._zeros(1, 2 * size.n_audio_ctx, size.n_mels)
         mx.eval(mx.conv1d(mel, self._zeros(size.n_audio_state, 3, size.n_mels), padding=1))
 
     def warm_attention(self) -> None:
         """Run a product head by head: its kernel differs from that of a single product."""
-        size = self.checkpoint.dimensions
+        size = self.compute.checkpoint.dimensions
         audio = self._zeros(1, size.n_audio_ctx, size.n_audio_state)
         heads = audio.reshape(1, size.n_audio_ctx, size.n_audio_head, -1)
         mx.eval(heads.transpose(0, 2, 1, 3) @ heads.transpose(0, 2, 3, 1))
 
     def warm_products(self) -> None:
         """Run products with plain and with quantized matrices."""
-        state = self.checkpoint.dimensions.n_audio_state
-        audio = self._zeros(1, self.checkpoint.dimensions.n_audio_ctx, state)
+        state = self.compute.checkpoint.dimensions.n_audio_state
+        audio = self._zeros(1, self.compute.checkpoint.dimensions.n_audio_ctx, state)
         mx.eval(audio @ self._zeros(state, state))
-        for how in set(self.checkpoint.precision.values()):
+        for how in set(self.compute.checkpoint.precision.values()):
             scales = self._zeros(state, state // how.group_size)
             weight = mx.zeros((state, state * how.bits // 32), mx.uint32)
             # Kernels differ by rows: a window of audio, the prompt of a window, a token.
@@ -103,28 +98,30 @@ class WarmUp:
         The layers have the sizes and the precision of the real ones, so their kernels are the
         same. It comes after the other steps, which it would repeat.
         """
-        one_layer = replace(self.checkpoint.dimensions, n_audio_layer=1, n_text_layer=1)
+        one_layer = replace(self.compute.checkpoint.dimensions, n_audio_layer=1, n_text_layer=1)
         precision = {
             name: packed
-            for name, packed in self.checkpoint.precision.items()
+            for name, packed in self.compute.checkpoint.precision.items()
             if ".blocks." not in name or ".blocks.0." in name
         }
         small = replace(
-            self.checkpoint,
+            self.compute.checkpoint,
             dimensions=one_layer,
             precision=precision,
             alignment_heads=((0, 0),),
         )
-        module = build_module(small, dtype=self.dtype)
+        module = replace(self.compute, checkpoint=small).build()
         module.update(tree_map(self._zeros_like, module.parameters()))
-        mel = np.zeros((2 * WINDOW_FRAMES, module.dims.n_mels), np.float32)
-        silence = MelAudio(mel, content_frames=WINDOW_FRAMES, duration_s=0.0)
+        from fastwhisper.transcribing import mel, windows  # noqa: PLC0415  both import NumPy
+        from fastwhisper.whisper.options import DecodeSettings  # noqa: PLC0415  2 ms
+
+        silence = mel.make_silent_window(module.dims.n_mels)
         settings = DecodeSettings.from_options(language="en", temperature=0, sample_len=_TOKENS)
-        fp16 = self.dtype == "float16"
-        next(transcribe_windows(module, silence, settings, fp16=fp16, check=threads.check))
+        fp16 = self.compute.dtype == "float16"
+        next(windows.transcribe_windows(module, silence, settings, fp16=fp16, check=threads.check))
 
     def _zeros(self, *shape: int) -> mx.array:
-        return mx.zeros(shape, getattr(mx, self.dtype))
+        return mx.zeros(shape, getattr(mx, self.compute.network_dtype))
 
     def _zeros_like(self, array: mx.array) -> mx.array:
         floating = mx.issubdtype(array.dtype, mx.floating)

@@ -99,6 +99,16 @@ def compute_mel(
     )
 
 
+def make_silent_window(n_mels: int) -> MelAudio:
+    """Return the mel of one window without any energy, for a warm-up.
+
+    Args:
+        n_mels: Number of filters, 80 or 128.
+    """
+    mel = np.zeros((2 * WINDOW_FRAMES, n_mels), np.float32)
+    return MelAudio(mel, content_frames=WINDOW_FRAMES, duration_s=0.0)
+
+
 class _MelStream:
     """Samples in, mel out. Keeps the mel, and at most one window of samples."""
 
