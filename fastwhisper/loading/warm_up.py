@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import mlx.core as mx
 from mlx.utils import tree_map
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from fastwhisper.loading.compute import Compute
+
+    InThread: TypeAlias = Callable[[Callable[[], None], Lane], Coroutine[Any, Any, None]]
 
 __all__ = ["WarmUp"]
 
@@ -42,17 +44,19 @@ class WarmUp:
 
     compute: Compute
 
-    async def run(
-        self, in_thread: Callable[[Callable[[], None], Lane], Coroutine[Any, Any, None]]
-    ) -> None:
+    async def run(self, in_thread: InThread) -> None:
         """Run the whole warm-up, side by side where MLX allows it.
 
         Args:
             in_thread: Runs a function in an engine thread of a lane.
         """
+        await tasks.side_by_side(
+            partial(in_thread, self.warm_mel, Lane.READ), partial(self._run_kernels, in_thread)
+        )
+
+    async def _run_kernels(self, in_thread: InThread) -> None:
         # Only the compute lane compiles: MLX's table of compiled functions has no lock.
         await tasks.side_by_side(
-            partial(in_thread, self.warm_mel, Lane.READ),
             partial(in_thread, self.warm_convolution, Lane.READ),
             partial(in_thread, self.warm_attention, Lane.READ),
             partial(in_thread, self.warm_products, Lane.COMPUTE),
