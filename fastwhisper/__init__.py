@@ -1,4 +1,4 @@
-"""Open a Whisper speech model on MLX, without the event loop noticing.
+"""Open a Whisper speech model on MLX without blocking the event loop.
 
 Names are resolved when they are first used: `import fastwhisper` alone imports neither MLX
 nor anyio.

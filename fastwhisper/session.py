@@ -152,7 +152,7 @@ class Session:
         return self._load.readiness.is_ready
 
     async def wait_until_ready(self, timeout: float | None = 30.0) -> LoadStats:  # noqa: ASYNC109  the contract
-        """Wait until the model can be used. Always a checkpoint.
+        """Wait until the model can be used. Always a cancellation point.
 
         Args:
             timeout: Seconds to wait. None waits without a limit, 0 only looks.
@@ -164,6 +164,7 @@ class Session:
             LoadingTimeoutError: The time is over. The load goes on; wait again.
             LoadingFailedError: The load has failed. `__cause__` is the reason.
             SessionClosedError: The session was left.
+            RuntimeError: The model is loading on another event loop.
         """
         return await self._load.readiness.wait(timeout)
 
@@ -176,7 +177,7 @@ class Session:
         seed: int | None = None,
         **options: Unpack[TranscribeOptions],
     ) -> Transcription:
-        """Transcribe an audio. Always a checkpoint.
+        """Transcribe an audio. Always a cancellation point.
 
         Args:
             audio: A media file, a binary file object, or mono samples in [-1, 1] at
@@ -187,8 +188,8 @@ class Session:
             **options: The options of `mlx_whisper.transcribe`; see `TranscribeOptions`.
 
         Returns:
-            The text and its segments, equal to mlx_whisper's but for its faults, which
-            docs/differences.md lists.
+            The text and its segments. They equal mlx_whisper's, except where it has a fault:
+            docs/differences.md lists them.
 
         Raises:
             ModelNotReadyError: The model is still loading.
@@ -313,7 +314,10 @@ class SegmentStream:
         self._windows = None
 
     async def decode_window(self) -> bool:
-        """Decode the next window of 30 s; return whether there was one. Always a checkpoint."""
+        """Decode the next window of 30 s and return whether there was one.
+
+        Always a cancellation point.
+        """
         if self._windows is None:
             self._windows = await self._run(self._open_windows, Lane.READ)
         more: bool = await self._run(partial(self._keep_next, self._windows), Lane.COMPUTE)

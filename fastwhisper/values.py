@@ -270,7 +270,8 @@ class Segment:
         no_speech_prob: Probability that the window holds no speech, 0 to 1.
         compression_ratio: Length of the window's text divided by its length after zlib.
         temperature: The temperature at which the window was decoded.
-        words: The words with their times; None unless `word_timestamps` was given.
+        words: The words with their times. None without `word_timestamps`, except that a segment
+            without speech has an empty tuple.
         seek_frames: First mel frame of the window. A frame is 10 ms.
     """
 

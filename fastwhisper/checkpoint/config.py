@@ -1,4 +1,4 @@
-"""Configs -> dimensions and alignment heads, and the check of what they say of quantization."""
+"""Configs -> dimensions and alignment heads; the check of their quantization settings."""
 
 from __future__ import annotations
 
@@ -234,5 +234,5 @@ def _check_said(where: str, said: Mapping[str, object], path: Path) -> None:
 
 
 def brief(value: object) -> str:
-    """Return a config's value as a message may show it; a nested one as the name of its type."""
+    """Return a config's value in a form that is safe to show in a message."""
     return type(value).__name__ if isinstance(value, (list, dict)) else shown(repr(value))

@@ -208,7 +208,7 @@ def check_end(read_at: ReadAt, size: int, path: Path) -> None:
 
 
 def _entries(cursor: _Cursor) -> Iterator[tuple[str, tuple[int, ...], int, int]]:
-    """Read the name, shape, dtype and length of each variable; its data comes at the cursor."""
+    """Read the name, shape, dtype and length of each variable. The cursor is then at its data."""
     for _ in range(cursor.count("variables")):
         name = cursor.name()
         rank = cursor.number(1)
@@ -244,7 +244,8 @@ def _variables(cursor: _Cursor) -> dict[str, _Variable]:
         if alias in variables or name not in variables:
             cursor.refuse(shown(alias), "is not an alias of another variable")
         variables[alias] = variables[name]
-    # The output layer is the token embedding in MLX; tied, it is a second name for its bytes.
+    # In MLX the output layer is the token embedding. If the two are tied, the projection is an
+    # alias of the embedding.
     if variables.pop(_PROJECTION, None) not in (
         None,
         variables.get("decoder/embeddings/weight"),
@@ -277,7 +278,7 @@ def _scalar(cursor: _Cursor, variable: _Variable) -> int | None:
 
 
 def _dimensions(cursor: _Cursor, variables: dict[str, _Variable]) -> Dimensions:
-    """Return the dimensions that the shapes have. Layers are counted, whatever their numbers."""
+    """Return the dimensions, from the shapes. Layers are counted; their indices are not used."""
 
     def shape(name: str, rank: int) -> tuple[int, ...]:
         variable = variables.get(name)

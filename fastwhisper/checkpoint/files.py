@@ -192,7 +192,7 @@ def parse_json(data: bytes, path: Path) -> dict[str, object]:
 
 
 def shown(name: str) -> str:
-    """Return text from a file as a message may show it: short and printable."""
+    """Return text from a file in a form that is safe to show in a message: short, printable."""
     text = name if name.isprintable() else ascii(name)
     return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…"
 
@@ -200,7 +200,7 @@ def shown(name: str) -> str:
 def _occupy_descriptor_zero() -> None:
     """Open the null device as descriptor 0 if stdin is closed.
 
-    `mx.load` takes descriptor 0, which it would get then, for a failed open.
+    Otherwise `mx.load` would get descriptor 0, which it treats as a failed open.
     """
     try:
         os.fstat(0)

@@ -168,7 +168,7 @@ def plan_shards(directory: Path, where: Path) -> tuple[list[WeightFile], list[Te
         raise InvalidModelFormatError(
             where,
             shown(misplaced[0]),
-            f"is not in the shard that the index names, nor are {len(misplaced) - 1} others",
+            f"is not in the shard that the index names ({len(misplaced)} such tensors)",
             "download the index and its shards again, together",
         )
     return files, tensors

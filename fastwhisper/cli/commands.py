@@ -317,7 +317,7 @@ def _open_bars() -> Iterator[Bars | None]:
     if not sys.stderr.isatty():
         yield None
         return
-    # 30 ms that a pipe does without.
+    # It takes 30 ms, and a pipe does not need it.
     from rich import console, progress  # noqa: PLC0415
 
     # Text is printed above the bars only where both are on the terminal.

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     logging.basicConfig(format="fastwhisper: %(message)s", level=logging.WARNING)
     try:
-        # 200 ms that `--help` does without.
+        # It takes 200 ms, and `--help` does not need it.
         from fastwhisper.cli import commands  # noqa: PLC0415
 
         if options.command == "transcribe" and (flaw := commands.find_wrong_option(options)):
@@ -159,7 +159,8 @@ def _add_text(group: argparse._ArgumentGroup) -> None:
     add(
         "--suppress-tokens",
         metavar="LIST",
-        help="tokens that are never sampled, as 1,2,3 (default: -1, which is unspoken symbols)",
+        help="tokens that are never sampled, as 1,2,3; -1 is all symbols that are not speech "
+        "(default: -1)",
     )
     add("--initial-prompt", metavar="TEXT", help="prompt of the first window (default: no prompt)")
     add(
@@ -205,12 +206,13 @@ def _add_times(group: argparse._ArgumentGroup) -> None:
     add(
         "--prepend-punctuations",
         metavar="MARKS",
-        help="punctuation that belongs to the word after it (default: what opens)",
+        help="punctuation that belongs to the word after it (default: opening marks, such as ( )",
     )
     add(
         "--append-punctuations",
         metavar="MARKS",
-        help="punctuation that belongs to the word before it (default: what closes)",
+        help="punctuation that belongs to the word before it "
+        "(default: closing marks, such as ) and ,)",
     )
     add(
         "--hallucination-silence-threshold",
@@ -259,7 +261,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
             f"--{name}",
             type=int,
             metavar="N",
-            help=f"subtitles: most {purpose} (default: no limit)",
+            help=f"subtitles: maximum number of {purpose} (default: no limit)",
         )
 
 
@@ -281,7 +283,7 @@ def _add_quantize(parser: argparse.ArgumentParser) -> None:
         "--share",
         type=float,
         metavar="X",
-        help="int4: most bytes, as a share of float16's (default: 0.35)",
+        help="int4: maximum size, as a fraction of float16's (default: 0.35)",
     )
     output = parser.add_argument_group("output")
     output.add_argument("--out", required=True, metavar="DIR", help="directory to make")

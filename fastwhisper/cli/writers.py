@@ -96,10 +96,10 @@ def write(
         transcription: The transcription.
         format: txt, srt, vtt, tsv or json.
         file: A text file, open for writing, in UTF-8.
-        max_line_width: Most characters in a line of a subtitle; needs word times.
-        max_line_count: Most lines in a subtitle; needs word times and `max_line_width`.
+        max_line_width: Maximum characters of a line in a subtitle; needs word times.
+        max_line_count: Maximum lines of a subtitle; needs word times and `max_line_width`.
         highlight_words: Underline each word while it is spoken; needs word times.
-        max_words_per_line: Most words in a subtitle; needs word times.
+        max_words_per_line: Maximum words of a subtitle; needs word times.
 
     Raises:
         ValueError: The format is unknown.

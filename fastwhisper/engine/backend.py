@@ -1,4 +1,4 @@
-"""The door to MLX: it is imported here, with a fast BLAS before it, in the engine's threads."""
+"""The import of MLX: always here first, in an engine thread, after a fast BLAS."""
 
 from __future__ import annotations
 

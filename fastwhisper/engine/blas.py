@@ -70,14 +70,14 @@ def prepare() -> str | None:
 
 
 def _load(library: str) -> None:
-    """Load a library for all to see, and end the threads that OpenBLAS starts as it is loaded.
+    """Load a library with global symbols, and end the threads that OpenBLAS starts at once.
 
-    They look for work for 2**26 cycles before they sleep, and would take a core from the load.
-    OpenBLAS starts them again at its first product, as it does after a fork.
+    The threads wait actively for 2**26 cycles before they sleep, and would take a core from the
+    load. OpenBLAS starts them again at its first product, as it does after a fork.
     """
     with suppress(OSError):
         ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL | os.RTLD_NOLOAD)
-        return  # it is the host's, which may be multiplying with them
+        return  # the host program had loaded it, and may be using its threads
     end_threads = getattr(ctypes.CDLL(library, ctypes.RTLD_GLOBAL), "blas_thread_shutdown_", None)
     if end_threads is not None:
         end_threads()

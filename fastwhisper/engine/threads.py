@@ -7,12 +7,12 @@ leave them.
 
 Theory of operation.
 
-- A *lane* is a queue with its threads. FILES (2 threads) runs what needs no MLX, READ (twice
+- A *lane* is a queue with its threads. FILES (2 threads) evaluates no array, READ (twice
   `READERS`) reads and builds, COMPUTE (1) transcribes: one job at a time. All threads start
   together when the first job is submitted.
 - A *job* is a function that is queued. It is claimed once: by its thread, which runs it, or by
   its caller, who abandons it before it begins. Only a claimed job runs, so an abandoned one never
-  runs behind its caller.
+  runs later.
 - Any thread may call `submit`, `run_blocking`, `wait_for`, `stop` and `check`. `run`,
   `run_abandonable` and `release` belong to an event loop, asyncio's or trio's. A finished job
   wakes its loop with the loop's own thread-safe call, which never blocks the engine's thread.
@@ -21,7 +21,7 @@ Theory of operation.
 - Nothing can hang: no job waits for another job of its lane (`run_blocking` inside a job calls
   the function in place); a lane never waits for an event loop; a caller that waits is woken by
   `finished`, which is set in every case.
-- When the interpreter leaves, `_leave` stops all jobs and parks the threads: MLX aborts the
+- When the interpreter exits, `_leave` stops all jobs and parks the threads: MLX aborts the
   process if one of them ran on, or ended. After a fork the child has no threads, so `submit`
   raises there.
 """
@@ -76,7 +76,7 @@ class Lane(Enum):
     """A queue of jobs with its threads."""
 
     FILES = "files"
-    """Jobs that need no MLX, and so need not wait until it is imported."""
+    """Jobs that evaluate no array, and so need not wait until MLX is imported."""
     READ = "read"
     COMPUTE = "compute"
 
@@ -126,7 +126,7 @@ class Job(Generic[T]):
         except BaseException as error:  # noqa: BLE001  handed to the caller by result()
             # The error's frames hold arrays, and with the error and this job they are a cycle.
             traceback.clear_frames(error.__traceback__)
-            # A job that somebody waits for is stopped only when the interpreter leaves.
+            # A job that somebody waits for is stopped only when the interpreter exits.
             self._error = SystemExit() if isinstance(error, Stopped) else error
         finally:
             _here.job = None
@@ -175,7 +175,7 @@ class _Threads:
                 target=self._work,
                 args=(lane,),
                 name=f"fastwhisper-{lane.value}-{number}",
-                # See `_leave`: the process aborts if a thread evaluates while it leaves.
+                # See `_leave`: the process aborts if a thread evaluates while it exits.
                 daemon=True,
             )
             for number, lane in enumerate(self.lanes)
@@ -249,10 +249,10 @@ def submit(
 
 @tasks.uninterrupted
 async def run(function: Callable[[], T], lane: Lane) -> T:
-    """Run a function in an engine thread and wait for it. Always a checkpoint.
+    """Run a function in an engine thread and wait for it. Always a cancellation point.
 
-    On cancellation the job is stopped at its next `check` and waited for, so nothing of it runs
-    on behind its caller. While the interpreter leaves, this waits for the end of the process.
+    On cancellation the job is stopped at its next `check` and waited for, so no part of it
+    runs after this returns. While the interpreter exits, this waits for the end of the process.
 
     Raises:
         LoadingFailedError: This process was forked after its parent had used MLX.
@@ -281,7 +281,7 @@ async def run(function: Callable[[], T], lane: Lane) -> T:
 
 @tasks.uninterrupted
 async def run_abandonable(function: Callable[[], T]) -> T:
-    """Run a function that waits for the network in a thread of its own. Always a checkpoint.
+    """Run a function that waits for the network in its own thread. Always a cancellation point.
 
     On cancellation this returns at once. The function ends at its next `check`, or never, and its
     outcome is dropped. It must not use MLX.
@@ -327,7 +327,7 @@ def stop(job: Job[Any]) -> None:
 
 
 def check() -> None:
-    """Raise `Stopped` in a job whose caller has gone or whose interpreter is leaving."""
+    """Raise `Stopped` in a job whose caller has gone or whose interpreter is exiting."""
     job = _here.job
     if job is not None and job.stop:
         raise Stopped
@@ -342,7 +342,7 @@ async def release(*containers: list[Any] | dict[Any, Any], jobs: Sequence[Job[An
     done = anyio.Event()
     post = tasks.on_this_loop()
     with contextlib.suppress(SystemExit), anyio.CancelScope(shield=True):
-        # SystemExit: a process that leaves returns all memory anyway.
+        # SystemExit: a process that exits returns all memory anyway.
         work = partial(_release, containers, jobs)
         submit(work, Lane.FILES, notify=lambda: post(done.set))
         await done.wait()

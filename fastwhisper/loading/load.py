@@ -59,7 +59,7 @@ async def load(
     on_progress: Callable[[Progress], object] | None = None,
     **overrides: Unpack[LoadOverrides],
 ) -> LoadResult:
-    """Load a Whisper model. Always a checkpoint.
+    """Load a Whisper model. Always a cancellation point.
 
     Args:
         model: A name of the repository table, a directory, or a repository as `org/name`.
@@ -136,7 +136,7 @@ class LoadTask:
         on_progress: Callable[[Progress], object] | None,
         overrides: LoadOverrides,
     ) -> LoadTask:
-        """Check the arguments by their form, and return the task.
+        """Check the arguments, and return the task.
 
         Raises:
             ModelNotFoundError: No model can have this name.
@@ -144,8 +144,8 @@ class LoadTask:
         """
         tasks.hold_interrupts()
         options = dataclasses.replace(options, **overrides)
-        # Import the network while the files are located, without waiting: an import during the
-        # read would slow down its page faults. If it fails, the build raises the same error.
+        # Import the network while the files are located, without waiting. During the read, an
+        # import would slow down page faults. If it fails, the build raises the same error.
         threads.submit(partial(backend.import_computing, "fastwhisper.whisper.params"), Lane.READ)
         await threads.run(partial(find.check_form, model, options.quant), Lane.FILES)
         return cls(model, options, on_progress, quant_given="quant" in overrides)
@@ -268,9 +268,9 @@ class LoadTask:
         )
 
     async def _prepare_text(self, checkpoint: Checkpoint) -> None:
-        """Prepare the tokenizer before ready if a GPU may be warmed up; on a CPU it comes after.
+        """Prepare the tokenizer if a GPU may be warmed up. On a CPU this is a follow-up.
 
-        It begins before MLX can tell the device, which takes 0.2 s with CUDA.
+        It starts before the device is known, which takes 0.2 s with CUDA.
         """
         wanted = self.options.warm_up
         if backend.may_have_gpu() if wanted is None else wanted:

@@ -69,7 +69,7 @@ class Readiness:
         return isinstance(self._state, Ready)
 
     async def wait(self, timeout: float | None = 30.0) -> LoadStats:  # noqa: ASYNC109  the contract
-        """Wait until the model can be used. Always a checkpoint.
+        """Wait until the model can be used. Always a cancellation point.
 
         Any number of tasks may wait. A wait that times out or is cancelled does not affect the
         load.

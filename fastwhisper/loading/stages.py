@@ -1,6 +1,7 @@
-"""The stages of a load that need no MLX: inspect, check, confirm, prepare the tokenizer.
+"""The stages of a load that evaluate no array: inspect, check, confirm, prepare the tokenizer.
 
-Each function blocks and runs in an engine thread; none knows of an event loop.
+`inspect`, `confirm` and `prepare_text` block, so they run in an engine thread. `check_text` and
+`warn_of_word_errors` only compare what was inspected.
 """
 
 from __future__ import annotations

@@ -44,8 +44,8 @@ _AUDIO_STRIDE: Final = 2
 longer than the network itself."""
 
 _EMBEDDING_DAMPING: Final = 0.1
-"""Damping of the embedding. It is the last layer, which its moments describe; it is also the first,
-which looks up rows, and there all columns count the same."""
+"""Damping of the embedding. The moments describe it only as the output layer. It is also the input
+layer, where it looks up rows and all columns are equally important. So it gets more damping."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -250,7 +250,8 @@ class _MomentSums:
         if len(inputs) >= _MIN_AUDIO_POSITIONS:
             inputs = inputs[::_AUDIO_STRIDE]
         if self._shift is None:
-            # Sums of numbers near zero lose least, so about the mean is subtracted first.
+            # Sums of values near zero lose the least precision. So an approximate mean, that of
+            # the first inputs, is subtracted.
             self._shift = inputs.mean(axis=0)
         inputs = inputs - self._shift
         self._count += len(inputs)

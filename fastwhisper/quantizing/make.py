@@ -36,7 +36,7 @@ async def quantize(
     share: float | None = None,
     on_progress: Callable[[Progress], object] | None = None,
 ) -> Path:
-    """Quantize a float16 model into a new directory. Always a checkpoint.
+    """Quantize a float16 model into a new directory. Always a cancellation point.
 
     int4 is calibrated on speech that comes with the package, which takes minutes. int8 rounds each
     weight to the nearest value. When this fails or is cancelled, no directory is left.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["DAMPING", "Moments", "compensate", "refit"]
 
 DAMPING: Final = 0.01
-"""Is added to the diagonal of the second moments, as a fraction of the diagonal's mean. Source:
+"""Added to the diagonal of the second moments, as a fraction of the diagonal's mean. Source:
 Frantar et al. 2022, section 3.3."""
 
 _BLOCK_COLUMNS: Final = 64
@@ -52,7 +52,7 @@ def compensate(weight: Floats, grid: Grid, second: Floats, *, damping: float = D
         weight: Shape (rows, columns), float32.
         grid: The grid of the weight.
         second: Second moments of the inputs. Shape (columns, columns), float32.
-        damping: Is added to the moments' diagonal, as a fraction of the diagonal's mean.
+        damping: Added to the moments' diagonal, as a fraction of the diagonal's mean.
 
     Returns:
         The codes. Shape (rows, columns), uint8.
@@ -178,7 +178,7 @@ def refit(
         codes: Shape (rows, columns), uint8.
         grid: The grid that the codes were chosen on.
         second: Second moments of the inputs. Shape (columns, columns), float32.
-        damping: Is added to the moments' diagonal, as a fraction of the diagonal's mean.
+        damping: Added to the moments' diagonal, as a fraction of the diagonal's mean.
 
     Returns:
         The grid with the smallest error of the layer's output.

@@ -1,7 +1,7 @@
 """Files and directories that are complete or not there.
 
-They are made beside their place, with another name, and renamed when they are complete. A rename
-is one step for every process, and for a crash.
+They are written under a temporary name in the same directory, and renamed when they are complete.
+A rename is one step for every process, also in a crash.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ __all__ = ["open_new", "open_new_directory", "sync"]
 
 @contextmanager
 def open_new(place: Path, *, unfinished: Path | None = None) -> Iterator[Path]:
-    """Open a path beside `place`, whose file takes the place when the block ends.
+    """Write a file under a temporary name, which is renamed to `place` when the block ends.
 
     Args:
-        place: Where the file is to be. A file that is there is replaced.
-        unfinished: The path beside it; None chooses one that no other task uses.
+        place: The path of the finished file. An older file there is replaced.
+        unfinished: The temporary path; None chooses one that no other task uses.
 
     Yields:
-        The path beside it, where the block makes a file, a link or a directory. It is removed
-        if the block raises.
+        The temporary path. The block makes a file, a link or a directory there. It is removed if
+        the block raises.
 
     Raises:
         OSError: It can't be renamed.
@@ -39,7 +39,7 @@ def open_new(place: Path, *, unfinished: Path | None = None) -> Iterator[Path]:
         yield unfinished
         unfinished.replace(place)
     except BaseException:
-        # A link to a directory is no directory for rmtree.
+        # rmtree does not remove a link to a directory.
         shutil.rmtree(unfinished, ignore_errors=True)
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
@@ -48,17 +48,16 @@ def open_new(place: Path, *, unfinished: Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def open_new_directory(place: Path, *, unfinished: Path | None = None) -> Iterator[Path]:
-    """Open a directory beside `place`, which takes the place when the block ends.
+    """Make a directory under a temporary name, which is renamed to `place` when the block ends.
 
-    Its files are on the disk before it has its name, so that a power failure leaves nothing that
-    is incomplete.
+    Its files are on the disk before the rename, so a power failure leaves no incomplete directory.
 
     Args:
-        place: Where the directory is to be. Nothing but an empty directory may be there.
-        unfinished: The path beside it; None chooses one that no other task uses.
+        place: The path of the finished directory. Only an empty directory may be there before.
+        unfinished: The temporary path; None chooses one that no other task uses.
 
     Yields:
-        The directory beside it, where the block makes files. It is removed if the block raises.
+        The temporary directory, for the files. It is removed if the block raises.
 
     Raises:
         OSError: It can't be made or renamed, or the disk is full.

@@ -64,7 +64,9 @@ class Location:
 
 
 def check_form(model: WhisperModel | str | os.PathLike[str], quant: str) -> None:
-    """Check a model's name and a precision by their form; directories must exist.
+    """Check a model's name and a precision, without looking for the model.
+
+    A directory must exist.
 
     Raises:
         ModelNotFoundError: `model` is not a name, a directory or a repository as `org/name`.
@@ -106,8 +108,9 @@ def fetch(
     """Download a model that `find_local` did not find. Blocks for as long as the download takes.
 
     Files that were downloaded before are kept. If another task or process downloads the same file,
-    this one waits for it. If a repository does not exist, its sibling is tried, and then float16;
-    a network that is down is never a reason for either.
+    this one waits for it. If a repository does not exist, the other repository of the same model
+    (`sibling_repo`) is tried, then float16. An unreachable network never leads to another
+    repository or precision.
 
     Args:
         model: A name of the table, an alias, or a repository as `org/name`.

@@ -40,7 +40,8 @@ _CHECK_S: Final = 0.05
 """Seconds between two calls of `check` while pausing."""
 
 _PROGRESS_BYTES: Final = 1 << 20
-"""A try that transfers so many bytes does not count: a bad line may cut a large file often."""
+"""A try that transfers at least this many bytes resets the count of tries: a bad connection may
+interrupt a large download many times."""
 
 _RETRIED: Final = frozenset({408, 429, 502, 503, 504})
 """HTTP statuses of a server that is busy."""

@@ -1,7 +1,7 @@
-"""Notes on files that took long to check, kept beside the converted copies.
+"""Results of checks that take long, stored in files in the directory of the converted copies.
 
-A note is a file: its name tells what was checked. Without a cache directory nothing is noted, and
-every file is checked again.
+The name of such a file says what was checked; `converted.clear` removes the names that it knows.
+Without a cache directory nothing is stored, and every check is done again.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ __all__ = ["note_confirmed", "note_sha256", "recall_confirmed", "recall_sha256"]
 
 
 def recall_sha256(file: WeightFile) -> str | None:
-    """Return the checksum that was noted for a file, or None if the file has changed since."""
+    """Return the stored checksum of a file; None if there is none, or the file has changed."""
     return _recall(_name_sha256(file))
 
 
 def note_sha256(file: WeightFile, digest: str) -> None:
-    """Note a file's checksum, which takes a second for a gigabyte."""
+    """Store the checksum of a file. Computing it takes one second for a gigabyte."""
     # This need not be atomic: a checksum that is cut off never equals the expected one.
     _note(_name_sha256(file), digest)
 
@@ -35,7 +35,10 @@ def recall_confirmed(fingerprint: str) -> bool:
 
 
 def note_confirmed(fingerprint: str) -> None:
-    """Note that safetensors' own reader has confirmed headers; it imports NumPy, 50 ms."""
+    """Store that safetensors' own reader has confirmed headers.
+
+    The next load then need not import that reader and NumPy, which takes 50 ms.
+    """
     _note(_name_confirmed(fingerprint), "")
 
 

@@ -148,7 +148,7 @@ def _read_block(source: BinaryIO, *, check: Callable[[], None]) -> bytes:
         descriptor = _descriptor(source)
         if descriptor is None or not isinstance(source, io.BufferedReader):
             return source.read(_BLOCK_BYTES)
-        # A pipe may stay silent for ever, and its reader must still be able to cancel.
+        # A pipe may stay silent without end, and its reader must still be able to cancel.
         pipe = select.poll()
         pipe.register(descriptor, select.POLLIN)
         while not pipe.poll(_POLL_MS):

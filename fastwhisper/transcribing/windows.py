@@ -281,7 +281,7 @@ class _Windows:
         """Add words to drafts, and move `_seek` by them.
 
         Returns:
-            Whether the window counts. If not, `_seek` is where to decode again from.
+            Whether the result is used. If not, the next window begins at `_seek`.
         """
         add_words(
             drafts,

@@ -191,7 +191,10 @@ def _shorten_after_pause(
 
 
 def _fit_edges(draft: Draft, words: Sequence[AlignedWord], *, typical_s: float) -> None:
-    """Set a segment's times to those of its words; where a word is too long, the reverse."""
+    """Set a segment's times to those of its words.
+
+    If the first or the last word is too long, its time is set from the segment instead.
+    """
     first, last = words[0], words[-1]
     if draft.start_s < first.end_s and draft.start_s - _MAX_EDGE_SHIFT_S > first.start_s:
         first.start_s = max(0.0, min(first.end_s - typical_s, draft.start_s))
@@ -204,7 +207,7 @@ def _fit_edges(draft: Draft, words: Sequence[AlignedWord], *, typical_s: float) 
 
 
 def find_speech_end_s(drafts: list[Draft]) -> float | None:
-    """Return the end of the last word, or without words of the last segment, in seconds."""
+    """Return the end of the last word in seconds; without words, the end of the last segment."""
     for draft in reversed(drafts):
         if draft.words:
             return draft.words[-1].end_s

@@ -1,4 +1,4 @@
-"""Word times: at which positions of the audio the decoder's attention was for each word.
+"""Word times: for each word, the positions of the audio that the decoder attended to.
 
 Source:
     `timing.py` of openai/whisper; Müller 2007, chapter 4, for dynamic time warping.

@@ -181,7 +181,8 @@ def _first_tokens(
         prefix = settings.prefix
         if isinstance(prefix, str):
             prefix = tuple(tokenizer.encode(" " + prefix.strip()))
-        # The prefix gets what `sample_len` leaves of half the context; without it, all of it.
+        # With `sample_len`, the last (context // 2 - sample_len) tokens of the prefix are kept.
+        # Without it, `room` is 0, and `prefix[-0:]` is the whole prefix, as in OpenAI's code.
         room = context // 2 - (settings.sample_len or context // 2)
         start += prefix[-room:]
     before = [tokenizer.sot_prev, *prompt[-(context // 2 - 1) :]] if prompt else []
@@ -264,7 +265,7 @@ class _Rules:
         return mx.where(nothing & (self._ids == self._tokenizer.eot), 0.0, logits)
 
     def _apply_times(self, logits: mx.array, sampled: Sequence[Sequence[int]]) -> mx.array:
-        """Forbid timestamps out of pairs or order, and text where a timestamp is likelier."""
+        """Forbid timestamps that break a pair or go back, and text if a time is likelier."""
         ids, begin = self._ids, self._tokenizer.timestamp_begin
         bounds = mx.array([self._bounds(sequence) for sequence in sampled])
         first_text, first_time, last_time = (bounds[:, n : n + 1] for n in range(3))
@@ -285,7 +286,8 @@ class _Rules:
             # A segment must end after its start.
             latest = next((token for token in reversed(sequence) if token >= begin), begin - 1)
             return 0, latest + 1, end
-        # Timestamps come in pairs, except the first one, and one before the end of the text.
+        # Timestamps come in pairs: an end, then a start. Only the first one, and one directly
+        # before the end of the text, are alone.
         if len(sequence) == 1 or sequence[-2] >= begin:
             return 0, end, end
         return self._tokenizer.eot, sequence[-1], end

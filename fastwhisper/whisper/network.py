@@ -261,8 +261,8 @@ class Whisper(nn.Module):
         dims: Its sizes.
         encoder: Log-mel audio -> features.
         decoder: Tokens and features -> logits.
-        alignment_heads: Block and head of each attention to the audio that follows the speech;
-            word times are computed from them. Shape (n, 2), int64.
+        alignment_heads: (block, head) pairs of the cross-attention heads that attend to each word
+            at the time it is spoken. Word times are computed from them. Shape (n, 2), int64.
     """
 
     dims: Dimensions

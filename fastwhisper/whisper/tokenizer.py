@@ -43,7 +43,8 @@ _SYMBOLS: Final = (
 """Symbols that are not speech: speaker names, remarks, music."""
 
 _NOTES: Final = "♩♪♫♬♭♮♯"
-"""Notes. A note may be several tokens; its first one is suppressed, which all notes share."""
+"""Musical notes. A note may be several tokens. All notes begin with the same token, which is
+suppressed."""
 
 _UNSPACED: Final = frozenset({"zh", "ja", "th", "lo", "my", "yue"})
 """Languages that are written without spaces between words."""
