@@ -9,7 +9,7 @@ import nox
 import fastwhisper
 
 nox.options.default_venv_backend = "none"
-nox.options.sessions = ["lint", "types", "tests", "docs"]
+nox.options.sessions = ["lint", "types", "tests", "slow", "docs"]
 
 STUBS = ["mlx.nn", "mlx.utils"]
 
@@ -33,8 +33,16 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests; arguments after -- go to pytest."""
-    session.run("pytest", *session.posargs)
+    """Run the tests that are not slow, in two minutes. Arguments after -- go to pytest."""
+    # The models are so small that a second thread of OpenBLAS would only wait for work.
+    env = {"OPENBLAS_NUM_THREADS": "1"}
+    session.run("pytest", "-m", "not slow", *session.posargs, env=env)
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """Run the slow tests. Arguments after -- go to pytest."""
+    session.run("pytest", "-m", "slow", *session.posargs)
 
 
 @nox.session

@@ -73,6 +73,13 @@ WAYS = ["load_model"] + [
     f"{loop} {main}" for loop in ("asyncio", "trio") for main in ("blocking", "waiting", "working")
 ]
 
+CASES = [(way, "read") for way in WAYS] + [
+    (way, stage)
+    for way in ("asyncio blocking", "trio blocking")
+    for stage in ("locate", "build", "apply")
+]
+FAST = (("load_model", "read"), ("asyncio blocking", "read"), ("trio waiting", "read"))
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -108,12 +115,20 @@ def interrupt(code: str, *arguments: str | Path, often: bool = False) -> tuple[i
     return pytest.fail("Ctrl-C does not end it")
 
 
-@pytest.mark.parametrize("stage", ["locate", "inspect", "read", "build", "apply"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "locate",
+        "read",
+        *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("inspect", "build", "apply")),
+    ],
+)
 def test_the_command_is_interrupted_while_loading(model: Path, stage: str) -> None:
     """Exit 130, no traceback, not a word."""
     assert interrupt(HOLD + COMMAND, STAGES[stage], "ends", model, "") == (INTERRUPTED, "", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["locate", "read", "build"])
 def test_a_second_interrupt_ends_the_command_at_once(model: Path, stage: str) -> None:
     """Also when a step never comes to its end."""
@@ -123,8 +138,7 @@ def test_a_second_interrupt_ends_the_command_at_once(model: Path, stage: str) ->
 
 @pytest.mark.parametrize(
     ("way", "stage"),
-    [(way, "read") for way in WAYS]
-    + [(way, stage) for way in WAYS if "b" in way for stage in ("locate", "build", "apply")],
+    [pytest.param(*case, marks=[] if case in FAST else pytest.mark.slow) for case in CASES],
 )
 def test_a_program_is_interrupted_while_loading(model: Path, way: str, stage: str) -> None:
     """KeyboardInterrupt comes out bare, and nothing else is said."""

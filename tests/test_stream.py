@@ -161,7 +161,7 @@ async def test_cancelled_between_two_windows(
         assert session.is_ready
 
 
-@pytest.mark.parametrize("window", [0, 1])
+@pytest.mark.parametrize("window", [pytest.param(0, marks=pytest.mark.slow), 1])
 async def test_cancelled_within_a_window_and_asked_again(
     model: Path, minute: np.ndarray, turnstile: Turnstile, window: int
 ) -> None:
@@ -238,6 +238,7 @@ async def test_a_generator_around_a_stream_closes(model: Path, minute: np.ndarra
         assert await anext(generator)
 
 
+@pytest.mark.slow
 async def test_twenty_tasks_take_turns(
     model: Path, minute: np.ndarray, turnstile: Turnstile
 ) -> None:

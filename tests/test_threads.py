@@ -90,6 +90,7 @@ async def heard(session: fastwhisper.Session, seed: int) -> str:
     return repr(await session.transcribe(noise(seed), language="en", seed=seed, **options))
 
 
+@pytest.mark.slow
 @pytest.mark.anyio
 async def test_a_hundred_rounds_of_eight_tasks_on_two_models(models: tuple[Path, Path]) -> None:
     """Every task of every round gets what it gets alone, whatever runs beside it."""
@@ -110,6 +111,7 @@ async def test_a_hundred_rounds_of_eight_tasks_on_two_models(models: tuple[Path,
     assert rounds == [alone] * ROUNDS
 
 
+@pytest.mark.slow
 @pytest.mark.anyio
 async def test_opening_while_others_transcribe(models: tuple[Path, Path]) -> None:
     """Sessions that come and go change nothing for one that is in use."""
@@ -186,6 +188,7 @@ def test_blocking_loads_from_many_threads_give_the_same_model(models: tuple[Path
     assert len({id(module) for module in found}) == TASKS
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads in /proc")
 def test_two_hundred_loads_from_two_hundred_threads_leave_no_thread(
     tiny_model_dir: Callable[..., Path],

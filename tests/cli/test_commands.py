@@ -64,6 +64,7 @@ def upstreams(model: Path, short: Path) -> dict[bool, dict[str, Any]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layout",
     [

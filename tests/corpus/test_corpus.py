@@ -14,6 +14,8 @@ from tests.corpus.cases import CASES
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 HANG_S: Final = 20.0
 """A watchdog: a case takes milliseconds, also on a busy machine."""
 

@@ -73,7 +73,8 @@ def count_threads(who: str) -> list[str]:
     """Return the threads of a process before `prepare`, after it, and after a product."""
     found = importlib.metadata.files("numpy") or []
     (library,) = (str(file.locate()) for file in found if "openblas" in file.name)
-    return run_python("-c", THREADS, who, env={"FASTWHISPER_BLAS": library}).stdout.split()
+    env = {"FASTWHISPER_BLAS": library, "OPENBLAS_NUM_THREADS": "3"}
+    return run_python("-c", THREADS, who, env=env).stdout.split()
 
 
 def test_no_thread_looks_for_work_while_a_model_loads() -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fastwhisper.values import DtypeName
 
 
+@pytest.mark.slow
 def test_names_of_transformers_give_the_same_module(tiny_en_ct2: Path, tmp_path: Path) -> None:
     """Tiny.en under the names of transformers is tiny.en, with its alignment heads."""
     checkpoint = inspect_checkpoint(tiny_en_ct2)
@@ -52,6 +53,7 @@ def test_model_bin_has_the_dimensions_of_tiny_en(tiny_en_ct2: Path) -> None:
     assert found.alignment_heads[:3] == ((1, 0), (2, 0), (2, 5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("suffix", ["safetensors", "npz"])
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from fastwhisper.values import Transcription
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _leave_model_holder_alone() -> Iterator[None]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from fastwhisper.values import Dimensions
 
+pytestmark = pytest.mark.slow
+
 COMMIT: Final = "0123456789abcdef0123456789abcdef01234567"
 BITS: Final = {"float16": None, "int8": 8, "int4": 4}
 # Gigabytes of parameters at float16, as the model cards have them (39 M, 74 M, 244 M, …).

@@ -29,6 +29,7 @@ def words(text: str) -> list[str]:
     return re.findall(r"[a-z]+", text.lower())
 
 
+@pytest.mark.slow
 @pytest.mark.anyio
 async def test_says_what_was_said(tiny_en_ct2: Path, sample: Path) -> None:
     """tiny.en, opened by its name and without a network, gives the words of the sample."""
@@ -42,6 +43,7 @@ async def test_says_what_was_said(tiny_en_ct2: Path, sample: Path) -> None:
     assert 8 < result.duration_s < 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["weights.safetensors", "weights.npz"])
 @pytest.mark.parametrize("precision", ["float16", "int8", "int4"])
 def test_load_model_equals_upstreams(
@@ -54,6 +56,7 @@ def test_load_model_equals_upstreams(
     )
 
 
+@pytest.mark.slow
 def test_every_layout_says_the_same(
     tiny_en_ct2: Path,
     tiny_en_directory: Callable[..., Path],
@@ -103,6 +106,7 @@ def test_opening_imports_nothing_that_is_not_needed(
     assert run_python("-c", code, directory).stdout.split() == []
 
 
+@pytest.mark.slow
 def test_upstream_works_after_us(
     tiny_en_directory: Callable[..., Path],
 ) -> None:
@@ -125,6 +129,7 @@ def test_upstream_works_after_us(
     assert run_python("-W", "ignore", "-c", code, directory).stdout == "True\n"
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_words(tiny_en_ct2: Path, sample: Path) -> None:
     """Text goes to stdout, one line about the model to stderr; a bad file doesn't stop it."""
     done = run_python(*COMMAND, "--quant", "float16", "nothing.wav", sample, status=1)
@@ -139,6 +144,7 @@ def test_the_command_refuses_a_wrong_name() -> None:
     assert done.stderr == "fastwhisper: unknown model 'tinny'; did you mean 'tiny'?\n"
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_command_quietly(tiny_en_ct2: Path, sample: Path) -> None:
     """Ctrl-C in the middle of a transcription exits 130 without a traceback."""
     with start_python(*COMMAND, "--quant", "float16", *[sample] * 50) as process:

@@ -87,6 +87,7 @@ def test_cancelling_stops_between_blocks(
     assert len(calls) == 3
 
 
+@pytest.mark.slow
 def test_only_the_mel_is_kept(tmp_path: Path) -> None:
     """Ten minutes of file cost about their mel, not their samples."""
     path = tmp_path / "long.flac"

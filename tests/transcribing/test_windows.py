@@ -145,14 +145,25 @@ MULTILINGUAL_SHORT: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("multilingual", "seconds", "options"),
+CASES = (
     [(False, 34, options) for options in LONG]
     + [(False, 4, options) for options in SHORT]
     + [(True, 4, options) for options in MULTILINGUAL_SHORT]
     + [(True, 31, {})]
     + [(False, 80, options) for options in LONG[:2]]
-    + [(True, 80, options) for options in ({"language": "de"}, {"without_timestamps": True})],
+    + [(True, 80, options) for options in ({"language": "de"}, {"without_timestamps": True})]
+)
+FAST: tuple[tuple[bool, int, dict[str, Any]], ...] = (
+    (False, 34, {}),
+    (False, 4, {"word_timestamps": True, "clip_timestamps": "1,3"}),
+    (True, 4, {"task": "translate", "language": "de"}),
+)
+"""The cases that are not slow: two windows, word times, another language."""
+
+
+@pytest.mark.parametrize(
+    ("multilingual", "seconds", "options"),
+    [pytest.param(*case, marks=[] if case in FAST else pytest.mark.slow) for case in CASES],
     ids=str,
 )
 def test_segments_equal_upstreams(
@@ -188,7 +199,11 @@ def test_the_babbler_says_something(english: Whisper) -> None:
 def test_translated_words_warn(models: dict[bool, Whisper]) -> None:
     """As upstream, word times of a translation come with a warning."""
     windows = windows_of(
-        models[True], compute_mel(noise(1), n_mels=80), task="translate", word_timestamps=True
+        models[True],
+        compute_mel(noise(1), n_mels=80),
+        task="translate",
+        word_timestamps=True,
+        sample_len=3,
     )
     with pytest.warns(UserWarning, match="translation"):
         next(windows)
@@ -272,6 +287,7 @@ def test_a_seed_leaves_mlx_alone(english: Whisper) -> None:
     assert mx.random.uniform().item() == expected
 
 
+@pytest.mark.slow
 def test_every_token_has_a_key_of_its_own(
     directories: dict[bool, Path], english: Whisper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -339,6 +355,7 @@ def test_any_thread_may_decode(english: Whisper, word_timestamps: bool) -> None:
     assert found == list(windows_of(english, audio, **options))
 
 
+@pytest.mark.slow
 def test_float16_equals_upstreams(tmp_path: Path) -> None:
     """A float16 network is computed in float16."""
     directory = write_babbler(tmp_path / "model", multilingual=False, dtype="float16")
@@ -358,7 +375,7 @@ def test_bfloat16_is_computed_in_float32(english: Whisper) -> None:
     model.update(english.parameters())
     model.set_dtype(mx.bfloat16)
     mx.eval(model.parameters())
-    (window,) = windows_of(model, compute_mel(noise(3), n_mels=80), sample_len=5, temperature=0.0)
+    window = next(windows_of(model, compute_mel(noise(3), n_mels=80), sample_len=5, temperature=0))
     assert window.segments[0].text
 
 

@@ -19,7 +19,7 @@ RANDOM = np.random.default_rng(0)
 TOKENIZER = read_tokenizer(51864, language="en", task="transcribe")
 
 
-@pytest.mark.parametrize("case", range(60))
+@pytest.mark.parametrize("case", range(22))
 def test_the_path_is_mlx_whispers(case: int) -> None:
     """The path is the same, with ties too: some matrices hold few values, some only one."""
     cost = RANDOM.standard_normal(RANDOM.integers(1, 40, 2)).astype(np.float32)
