@@ -12,6 +12,8 @@ nox.options.default_venv_backend = "none"
 nox.options.sessions = ["lint", "types", "tests", "slow", "docs"]
 
 STUBS = ["mlx.nn", "mlx.utils"]
+covered: list[str] = []
+"""The sessions of this run whose coverage was measured."""
 
 
 @nox.session
@@ -36,13 +38,21 @@ def tests(session: nox.Session) -> None:
     """Run the tests that are not slow, in two minutes. Arguments after -- go to pytest."""
     # The models are so small that a second thread of OpenBLAS would only wait for work.
     env = {"OPENBLAS_NUM_THREADS": "1"}
-    session.run("pytest", "-m", "not slow", *session.posargs, env=env)
+    if session.posargs:
+        session.run("pytest", "-m", "not slow", *session.posargs, env=env)
+        return
+    session.run("coverage", "run", "-m", "pytest", "-m", "not slow", env=env)
+    covered.append("tests")
 
 
 @nox.session
 def slow(session: nox.Session) -> None:
-    """Run the slow tests. Arguments after -- go to pytest."""
-    session.run("pytest", "-m", "slow", *session.posargs)
+    """Run the slow tests. After `tests` in one run, check the coverage of both."""
+    if session.posargs or not covered:
+        session.run("pytest", "-m", "slow", *session.posargs)
+        return
+    session.run("coverage", "run", "--append", "-m", "pytest", "-m", "slow")
+    session.run("coverage", "report")
 
 
 @nox.session
