@@ -25,9 +25,9 @@ LAYERS = {
     "session": 6,
     "compat": 6,
     "quantizing": 6,
-    "cli": 9,
-    "__main__": 10,
-    "__init__": 11,
+    "cli": 7,
+    "__main__": 8,
+    "__init__": 9,
 }
 """The layer of each room. A room imports rooms of lower layers only; types count too."""
 

@@ -1,4 +1,4 @@
-"""Quantize a model: an offline tool that makes a directory which `open` reads on its fast path.
+"""Quantize a model: make a directory that `open` reads on its fast path.
 
 Nothing here imports MLX or NumPy: this module runs on an event loop. What computes is in
 quantizer.py, which is imported inside the engine's compute thread.
