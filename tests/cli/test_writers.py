@@ -124,6 +124,7 @@ def test_segments_are_written_as_upstream_does(format_: str, transcription: Tran
     assert written(transcription, format_) == expected(transcription, format_)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format_", FORMATS)
 @given(transcription=transcriptions(with_words=True), layout=layouts)
 @settings(max_examples=150, deadline=None)

@@ -155,10 +155,10 @@ CASES = (
 )
 FAST: tuple[tuple[bool, int, dict[str, Any]], ...] = (
     (False, 34, {}),
-    (False, 4, {"word_timestamps": True, "clip_timestamps": "1,3"}),
+    (False, 4, {"prefix": "And then"}),
     (True, 4, {"task": "translate", "language": "de"}),
 )
-"""The cases that are not slow: two windows, word times, another language."""
+"""The cases that are not slow: two windows, a prompt, another language."""
 
 
 @pytest.mark.parametrize(
@@ -342,7 +342,7 @@ def test_a_window_is_sampled_alike_wherever_it_is_reached(english: Whisper) -> N
     assert alone.segments[0].tokens == second.segments[0].tokens
 
 
-@pytest.mark.parametrize("word_timestamps", [False, True])
+@pytest.mark.parametrize("word_timestamps", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_any_thread_may_decode(english: Whisper, word_timestamps: bool) -> None:  # noqa: FBT001  a parameter
     """A mel made here and a model loaded here are used in another thread."""
     audio = compute_mel(noise(3), n_mels=80)
