@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     ReadAt = Callable[[int, int], bytes]
 
-__all__ = ["check_end", "plan_ctranslate2"]
+__all__ = ["is_cut_off", "plan_ctranslate2"]
 
 MAX_VARIABLES: Final = 1 << 14
 """Largest number of variables or aliases in a file. large-v3 has 1,300."""
@@ -101,6 +101,7 @@ class _Cursor:
         self.size = size
         self.offset = 0
         self.path = path
+        self.has_ended = False
         self._block = b""
         self._begin = 0
 
@@ -111,6 +112,7 @@ class _Cursor:
             self._block = self._read_at(self.offset, max(size, _CURSOR_BYTES))
             self._begin, at = self.offset, 0
             if len(self._block) < size:
+                self.has_ended = True
                 self.refuse(None, f"ends after {self.size} bytes, in the middle of a field")
         self.offset += size
         return self._block[at : at + size]
@@ -188,23 +190,24 @@ def plan_ctranslate2(
     return plans, dimensions
 
 
-def check_end(read_at: ReadAt, size: int, path: Path) -> None:
-    """Check that a file ends where its entries say. Arguments are those of `plan_ctranslate2`.
+def is_cut_off(read_at: ReadAt, size: int, path: Path) -> bool:
+    """Return whether a file ends before its last entry. Other faults are not judged.
 
-    A file of another version is not read: `plan_ctranslate2` refuses it.
-
-    Raises:
-        InvalidModelFormatError: The file is shorter or longer, or its entries are damaged.
+    Arguments are those of `plan_ctranslate2`. A file of another version is not judged either.
     """
     cursor = _Cursor(read_at, size, path)
-    if cursor.number(4) not in _VERSIONS:
-        return
-    cursor.name()
-    cursor.number(4)
-    for _variable in _entries(cursor):
-        pass
-    for _alias in _aliases(cursor):
-        pass
+    try:
+        if cursor.number(4) not in _VERSIONS:
+            return False
+        cursor.name()
+        cursor.number(4)
+        for _variable in _entries(cursor):
+            pass
+        for _alias in _aliases(cursor):
+            pass
+    except InvalidModelFormatError:
+        return cursor.has_ended
+    return False
 
 
 def _entries(cursor: _Cursor) -> Iterator[tuple[str, tuple[int, ...], int, int]]:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DTYPES",
-    "check_end",
     "check_with_safetensors",
+    "is_cut_off",
     "parse_header",
     "plan_shards",
     "read_header",
@@ -57,6 +57,8 @@ DTYPES: Final = {
 
 _ENTRY_KEYS: Final = {"dtype", "shape", "data_offsets"}
 _LENGTH_BYTES: Final = 8
+_ABSURD_BYTES: Final = 1 << 60
+"""An offset that no file has: a header with it is wrong, and not cut off."""
 
 
 def read_header(file: RegularFile) -> bytes:
@@ -109,20 +111,24 @@ def parse_header(file: RegularFile, index: int) -> list[TensorPlan]:
     return plans
 
 
-def check_end(file: RegularFile) -> None:
-    """Check that a file ends where its header says.
+def is_cut_off(file: RegularFile) -> bool:
+    """Return whether a file has another length than its header says. Other faults are not judged.
 
-    It is a part of `parse_header`, for callers that only ask whether a file is complete. For
-    large-v3-turbo at int4 it takes 1.6 ms, and `parse_header` 4 ms.
-
-    Raises:
-        InvalidModelFormatError: The file is shorter or longer, or its header is not JSON.
+    It is a part of `parse_header`: for large-v3-turbo at int4 it takes 1.6 ms, `parse_header` 4.
     """
-    start, entries = _read_entries(file)
-    # What has no span is no tensor; parse_header refuses it.
+    size = file.seen.size_bytes
+    length = int.from_bytes(file.read_at(0, _LENGTH_BYTES), "little")
+    start = _LENGTH_BYTES + length
+    # A crash may leave a file of zeros.
+    if not length or start > size:
+        return True
+    try:
+        _, entries = _read_entries(file)
+    except InvalidModelFormatError:
+        return False
     spans = [entry.get("data_offsets") for entry in entries.values() if type(entry) is dict]
     ends = [span[1] for span in spans if type(span) is list and _are_counts(span) and span[1:]]
-    _check_size(file.seen.path, file.seen.size_bytes, start + max(ends, default=0))
+    return size != start + max((end for end in ends if end < _ABSURD_BYTES), default=0)
 
 
 def plan_shards(directory: Path, where: Path) -> tuple[list[WeightFile], list[TensorPlan]]:
@@ -248,11 +254,7 @@ def _check_cover(plans: list[TensorPlan], start: int, size: int, path: Path) -> 
             flaw = "overlaps another tensor" if plan.offset_bytes < end else "leaves a gap"
             raise InvalidModelFormatError(path, shown(plan.stored), flaw)
         end += plan.size_bytes
-    _check_size(path, size, end)
-
-
-def _check_size(path: Path, size: int, end: int) -> None:
-    if size != end:
+    if end != size:
         raise InvalidModelFormatError(
             path, None, f"has {size} bytes, but its header describes {end}"
         )

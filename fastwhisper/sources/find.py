@@ -323,24 +323,25 @@ def find_flaw(directory: Path) -> str | None:
         weights: list[str] = [chosen]
         if chosen.endswith(".json"):
             mapped = read_json(directory / chosen).get("weight_map")
-            shards = set(mapped.values()) if isinstance(mapped, dict) else set()
+            shards = mapped.values() if isinstance(mapped, dict) else ()
             # `inspect_checkpoint` refuses a shard that is not a file of this directory.
-            weights = sorted(name for name in shards if isinstance(name, str) and "/" not in name)
+            weights = sorted({name for name in shards if isinstance(name, str) and "/" not in name})
         for name in weights:
             with RegularFile(directory / name) as file:
-                _check_end(file)
+                if _is_cut_off(file):
+                    return f"{name} is cut off"
     except InvalidModelFormatError as error:
         return f"{error.path.name} {error.detail}"
     return None
 
 
-def _check_end(file: RegularFile) -> None:
-    """Check that a weight file ends where its header says."""
+def _is_cut_off(file: RegularFile) -> bool:
+    """Return whether a weight file does not end where its header says."""
     path, size_bytes = file.seen.path, file.seen.size_bytes
     match path.suffix:
         case ".npz":
-            npz.check_end(file.read_at, size_bytes, path)
+            return npz.is_cut_off(file.read_at, size_bytes)
         case ".bin":
-            ctranslate2.check_end(file.read_at, size_bytes, path)
+            return ctranslate2.is_cut_off(file.read_at, size_bytes, path)
         case _:
-            safetensors.check_end(file)
+            return safetensors.is_cut_off(file)

@@ -254,6 +254,29 @@ def test_weights_of_the_right_size_that_are_not_them_are_fetched_again(server: H
     assert (path / "model.safetensors").read_bytes() == WEIGHTS
 
 
+@pytest.mark.parametrize("fault", [b'{"a":1,"a":2', b'[{"a":1,"b":2', b"\xff\xfe", b'{"a" = 1'])
+def test_a_complete_copy_that_is_wrong_is_not_asked_for_again(
+    server: HubServer, fault: bytes
+) -> None:
+    """Another download would give the same file, so the inspection refuses it, offline too."""
+    server.add(REPO, FILES)
+    path = fetch().path
+    weights = bytearray(WEIGHTS)
+    weights[8 : 8 + len(fault)] = fault
+    (path / "model.safetensors").resolve().write_bytes(weights)
+    server.requests.clear()
+    assert find.locate(REPO, LoadOptions(offline=True)).path == path
+    assert server.requests == []
+
+
+def test_an_index_with_a_list_for_a_shard_is_not_a_type_error(tmp_path: Path) -> None:
+    """The finder takes it for complete; the inspection refuses it."""
+    (tmp_path / "config.json").write_bytes(FILES["config.json"])
+    index = '{"weight_map": {"a": ["x.safetensors"]}}'
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    assert find.find_flaw(tmp_path) is None
+
+
 def test_fifo_for_weights_is_not_opened(server: HubServer) -> None:
     """A file that is none does not hang `find`."""
     server.add(REPO, FILES)
@@ -286,7 +309,7 @@ def test_offline_says_what_is_incomplete(server: HubServer) -> None:
     """A truncated copy is no missing copy."""
     server.add(REPO, FILES)
     os.truncate(fetch().path / "model.safetensors", 1000)
-    with pytest.raises(HubUnavailableError, match="has 1000 bytes, but its header describes"):
+    with pytest.raises(HubUnavailableError, match="is cut off"):
         fetch(REPO, LoadOptions(offline=True))
 
 
