@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mlx_whisper.whisper import Whisper
 
     from fastwhisper.checkpoint.plan import Checkpoint
+    from fastwhisper.engine.jobs import Job
 
 __all__ = ["load_model"]
 
@@ -63,7 +64,7 @@ def load_model(path_or_hf_repo: str | os.PathLike[str], dtype: mx.Dtype | None =
 
     compute = Compute(checkpoint, dtype=None, on_gpu=False)
 
-    jobs: list[threads.Job[dict[str, mx.array]]] = [
+    jobs: list[Job[dict[str, mx.array]]] = [
         threads.submit(partial(compute.read, share), Lane.READ)
         for share in checkpoint.split(threads.READERS)
     ]

@@ -205,7 +205,9 @@ def _occupy_descriptor_zero() -> None:
     try:
         os.fstat(0)
     except OSError:
-        os.open(os.devnull, os.O_RDONLY)
+        descriptor = os.open(os.devnull, os.O_RDONLY)
+        if descriptor:  # another thread was faster
+            os.close(descriptor)
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

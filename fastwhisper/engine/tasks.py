@@ -50,11 +50,17 @@ async def side_by_side(*jobs: Callable[[], Coroutine[Any, Any, None]]) -> None:
     try:
         async with anyio.create_task_group() as group:
             for job in jobs:
-                group.start_soon(job)
+                group.start_soon(_run, job)
     except BaseExceptionGroup as errors:
         failure = first_error(errors)
     if failure is not None:
         raise failure
+
+
+@uninterrupted
+async def _run(job: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    # The first frame of a task decides whether trio interrupts it, also in the frames it calls.
+    await job()
 
 
 def first_error(errors: BaseException) -> BaseException:

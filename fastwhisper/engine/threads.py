@@ -13,7 +13,7 @@ Theory of operation.
 - A *job* is a function that is queued. It is claimed once: by its thread, which runs it, or by
   its caller, who abandons it before it begins. Only a claimed job runs, so an abandoned one never
   runs later.
-- Any thread may call `submit`, `run_blocking`, `wait_for`, `stop` and `check`. `run`,
+- Any thread may call `submit`, `run_blocking`, `wait_for`, `stop` and `check`. `run`, `enqueue`,
   `run_abandonable` and `release` belong to an event loop, asyncio's or trio's. A finished job
   wakes its loop with the loop's own thread-safe call, which never blocks the engine's thread.
 - Cancelling is cooperative: the caller sets `job.stop`, and the job raises `Stopped` at its next
@@ -34,15 +34,15 @@ import os
 import queue
 import sys
 import threading
-import traceback
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
 import anyio.lowlevel
 
 from fastwhisper.engine import INTERRUPTED, backend, tasks
+from fastwhisper.engine.jobs import Job, check, is_in_job
 from fastwhisper.errors import LoadingFailedError
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ if TYPE_CHECKING:
 __all__ = [
     "READERS",
     "Lane",
-    "Stopped",
     "check",
+    "enqueue",
     "release",
     "run",
     "run_abandonable",
@@ -79,82 +79,6 @@ class Lane(Enum):
     """Jobs that evaluate no array, and so need not wait until MLX is imported."""
     READ = "read"
     COMPUTE = "compute"
-
-
-class Stopped(BaseException):
-    """Raised by `check` in a job whose caller has gone. It never leaves the engine."""
-
-
-class Job(Generic[T]):
-    """A function that is queued for an engine thread, or runs in one, and its outcome."""
-
-    __slots__ = ("_claim", "_error", "_function", "_notify", "_value", "finished", "stop")
-
-    def __init__(self, function: Callable[[], T], notify: Callable[[], object] | None) -> None:
-        self._claim = threading.Lock()
-        self._function: Callable[[], T] = function
-        self._value: T | None = None
-        self._error: BaseException | None = None
-        self._notify = notify
-        self.finished = threading.Event()
-        self.stop = False
-
-    def abandon(self) -> bool:
-        """Stop the job: at once if it has not begun, otherwise at its next check.
-
-        Returns:
-            Whether it had not begun. Then it never begins.
-        """
-        self.stop = True
-        if not self._claim.acquire(blocking=False):
-            return False
-        del self._function
-        self.finished.set()  # so that a second `stop` does not wait
-        return True
-
-    def execute(self) -> None:
-        """Run the function, unless it was abandoned, and keep its outcome."""
-        if not self._claim.acquire(blocking=False):
-            return
-        function = self._function
-        # A function that is kept would keep its arrays alive.
-        del self._function
-        _here.job = self
-        try:
-            check()
-            self._value = function()
-        except BaseException as error:  # noqa: BLE001  handed to the caller by result()
-            # The error's frames hold arrays, and with the error and this job they are a cycle.
-            traceback.clear_frames(error.__traceback__)
-            # A job that somebody waits for is stopped only when the interpreter exits.
-            self._error = SystemExit() if isinstance(error, Stopped) else error
-        finally:
-            _here.job = None
-            del function
-        self.finished.set()
-        if self._notify is not None:
-            # The caller's loop has ended, or has crashed and lost its socket.
-            with contextlib.suppress(RuntimeError, OSError):
-                self._notify()
-
-    def result(self) -> T:
-        """Return what the function returned, or raise what it raised. Called once."""
-        error, self._error = self._error, None
-        value, self._value = self._value, None
-        if error is not None:
-            try:
-                raise error
-            finally:
-                del error
-        return cast("T", value)
-
-    def forget(self) -> None:
-        """Drop the outcome of a job that nobody waits for any more."""
-        self._error = self._value = None
-
-
-class _Here(threading.local):
-    job: Job[Any] | None = None
 
 
 class _Threads:
@@ -209,7 +133,6 @@ def _prime() -> None:
     mx.eval(mx.zeros(1))
 
 
-_here = _Here()
 _lock = threading.Lock()
 _threads: _Threads | None = None
 _forked = False
@@ -247,6 +170,13 @@ def submit(
     return job
 
 
+def enqueue(function: Callable[[], T], lane: Lane) -> tuple[Job[T], anyio.Event]:
+    """Queue a function, and return its job and an event of this loop that is set at its end."""
+    done = anyio.Event()
+    post = tasks.on_this_loop()
+    return submit(function, lane, notify=lambda: post(done.set)), done
+
+
 @tasks.uninterrupted
 async def run(function: Callable[[], T], lane: Lane) -> T:
     """Run a function in an engine thread and wait for it. Always a cancellation point.
@@ -258,10 +188,8 @@ async def run(function: Callable[[], T], lane: Lane) -> T:
         LoadingFailedError: This process was forked after its parent had used MLX.
     """
     await anyio.lowlevel.checkpoint_if_cancelled()
-    done = anyio.Event()
-    post = tasks.on_this_loop()
     try:
-        job = submit(function, lane, notify=lambda: post(done.set))
+        job, done = enqueue(function, lane)
         del function
         try:
             await done.wait()
@@ -304,7 +232,7 @@ def run_blocking(function: Callable[[], T], lane: Lane) -> T:
 
     Inside an engine thread the function is called in place.
     """
-    if _here.job is not None:
+    if is_in_job():
         return function()
     return wait_for(submit(function, lane))
 
@@ -326,31 +254,28 @@ def stop(job: Job[Any]) -> None:
     job.forget()
 
 
-def check() -> None:
-    """Raise `Stopped` in a job whose caller has gone or whose interpreter is exiting."""
-    job = _here.job
-    if job is not None and job.stop:
-        raise Stopped
-
-
-async def release(*containers: list[Any] | dict[Any, Any], jobs: Sequence[Job[Any]] = ()) -> None:
+async def release(
+    *containers: list[Any] | dict[Any, Any], jobs: Sequence[tuple[Job[Any], anyio.Event]] = ()
+) -> None:
     """Stop jobs, empty containers of arrays and return their memory. Can't be cancelled.
 
-    This runs in the FILES lane: on the event loop it would block for 0.1 s with every gigabyte,
-    and in another lane it would wait for the work of other sessions.
+    The memory is returned in the FILES lane: on the event loop it would block for 0.1 s with every
+    gigabyte, and in another lane it would wait for the work of other sessions.
+
+    Args:
+        *containers: Lists and dictionaries of arrays.
+        jobs: Results of `enqueue`, on this loop.
     """
-    done = anyio.Event()
-    post = tasks.on_this_loop()
     with contextlib.suppress(SystemExit), anyio.CancelScope(shield=True):
         # SystemExit: a process that exits returns all memory anyway.
-        work = partial(_release, containers, jobs)
-        submit(work, Lane.FILES, notify=lambda: post(done.set))
+        for job, ended in jobs:
+            if not job.abandon():
+                await ended.wait()
+        _, done = enqueue(partial(_release, containers), Lane.FILES)
         await done.wait()
 
 
-def _release(containers: tuple[list[Any] | dict[Any, Any], ...], jobs: Sequence[Job[Any]]) -> None:
-    for job in jobs:
-        stop(job)
+def _release(containers: tuple[list[Any] | dict[Any, Any], ...]) -> None:
     for container in containers:
         container.clear()
     mx = sys.modules.get("mlx.core")

@@ -33,10 +33,12 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator
 
+    import anyio
     import mlx.core as mx
     from anyio.abc import TaskGroup, TaskStatus
 
     from fastwhisper.checkpoint.plan import Checkpoint
+    from fastwhisper.engine.jobs import Job
     from fastwhisper.loading.compute import Compute
     from fastwhisper.loading.warm_up import WarmUp
     from fastwhisper.sources.find import Location
@@ -100,7 +102,7 @@ class LoadTask:
         result: What was located and inspected; None before.
         dtype: The dtype to compute in; None before it is chosen.
         built: The network, once it is built. `threads.release` empties the list.
-        follow_up: Jobs on the engine that were queued after ready.
+        follow_up: What was queued on the engine after ready, for `threads.release`.
     """
 
     def __init__(
@@ -117,7 +119,7 @@ class LoadTask:
         self.result: LoadResult | None = None
         self.dtype: DtypeName | None = None
         self.built: list[Whisper] = []
-        self.follow_up: list[threads.Job[None]] = []
+        self.follow_up: list[tuple[Job[None], anyio.Event]] = []
         self._model = model
         self._quant_given = quant_given
         self._meter = Meter(on_progress)
@@ -208,6 +210,8 @@ class LoadTask:
     async def _load(self, task_status: TaskStatus[LoadResult]) -> None:
         result, checkpoint = self._located = await self._locate()
         self.result = result
+        # So that what the callback raises about locating is raised before anybody has the result.
+        self._meter.report_latest()
         task_status.started(result)
         await self._finish(checkpoint)
         self._meter.finish()
@@ -310,17 +314,18 @@ class LoadTask:
 
     def _queue_follow_up(self, checkpoint: Checkpoint, *, owned: bool) -> None:
         """Queue what the first transcription and the next load need. Nobody waits for it."""
-        prepare = partial(_run_logged, partial(stages.prepare_text, checkpoint))
-        self.follow_up.append(threads.submit(prepare, Lane.FILES))
+        prepare = partial(stages.prepare_text, checkpoint)
+        failure = f"the tokenizer of {checkpoint.path} can't be prepared"
+        self.follow_up.append(threads.enqueue(partial(_run_logged, prepare, failure), Lane.FILES))
         if checkpoint.is_safetensors:
             return
         count: Callable[[int], object] = int
         if owned:
             self._meter.report("convert", 0, checkpoint.total_bytes)
             count = partial(self._meter.add_and_post, "convert", tasks.on_this_loop())
-        keep = partial(self._chosen.keep_converted, on_group=count)
-        convert = partial(_run_logged, keep)
-        self.follow_up.append(threads.submit(convert, Lane.READ))
+        convert = partial(self._chosen.keep_converted, on_group=count)
+        failure = f"the converted copy of {checkpoint.path} was not kept"
+        self.follow_up.append(threads.enqueue(partial(_run_logged, convert, failure), Lane.READ))
 
     async def _run_stage(self, name: str, stage: Callable[[], T], lane: Lane) -> T:
         """Run a stage in an engine thread, and record its span there."""
@@ -359,10 +364,10 @@ def _choose_compute(checkpoint: Checkpoint, dtype: DtypeName | None) -> tuple[Co
     return chosen, warm_up.WarmUp(chosen)
 
 
-def _run_logged(stage: Callable[[], None]) -> None:
+def _run_logged(stage: Callable[[], None], failure: str) -> None:
     """Run a stage that nobody waits for, and log its failure."""
     try:
         stage()
     except Exception:
         # The model is ready and in use. The first transcription raises the same error.
-        _logger.exception("a stage after ready failed")
+        _logger.exception(failure)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import logging
 import threading
+import time
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -33,6 +36,8 @@ class Meter:
         self._latest: dict[Stage, Progress] = {}
         self._reported: dict[Stage, Progress] = {}
         self._finished = anyio.Event()
+        self._context = contextvars.copy_context()
+        self._posted_s = 0.0
 
     def report(self, stage: Stage, done_bytes: int, total_bytes: int | None) -> None:
         """Set the progress of a stage, from any thread."""
@@ -49,14 +54,20 @@ class Meter:
     def add_and_post(
         self, stage: Stage, post: Callable[[Callable[[], object]], object], done_bytes: int
     ) -> None:
-        """Add bytes to a stage, and report on the loop of `post`, where no `pump` runs any more.
+        """Add bytes to a stage, and report on the loop of `post`, where `pump` has ended.
 
-        An exception from the callback is logged: it comes too late to fail the load.
+        An exception from the callback comes too late to fail the load: it is logged, and nothing
+        is reported any more.
         """
         self.add(stage, done_bytes)
-        # The loop may have ended since.
-        with contextlib.suppress(RuntimeError):
-            post(self._report_logged)
+        latest = self._latest[stage]
+        now_s = time.monotonic()
+        if now_s - self._posted_s < _PERIOD_S and latest.done_bytes != latest.total_bytes:
+            return
+        self._posted_s = now_s
+        # The loop may have ended, in order or by a crash.
+        with contextlib.suppress(RuntimeError, OSError):
+            post(partial(self._context.copy().run, self._report_logged))
 
     def finish(self) -> None:
         """End `pump` after a last report. Called on the event loop's thread."""
@@ -67,9 +78,10 @@ class Meter:
         while self._on_progress is not None and not self._finished.is_set():
             with anyio.move_on_after(_PERIOD_S):
                 await self._finished.wait()
-            self._report_latest()
+            self.report_latest()
 
-    def _report_latest(self) -> None:
+    def report_latest(self) -> None:
+        """Call the callback for each stage that has changed. Called on the event loop's thread."""
         with self._lock:
             latest = dict(self._latest)
         for stage, progress in latest.items():
@@ -79,6 +91,7 @@ class Meter:
 
     def _report_logged(self) -> None:
         try:
-            self._report_latest()
+            self.report_latest()
         except Exception:
+            self._on_progress = None
             _logger.exception("on_progress failed after the model was ready")

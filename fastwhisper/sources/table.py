@@ -57,7 +57,9 @@ def parse_model(model: WhisperModel | str | os.PathLike[str]) -> WhisperModel | 
         ModelNotFoundError: It is none of the three.
     """
     if isinstance(model, os.PathLike):
-        return _check_directory(Path(model))
+        return _check_directory(Path(model), str(model))
+    if not isinstance(model, str):
+        raise TypeError(f"model must be a name or a path, not {type(model).__name__}")
     if model in list(WhisperModel):
         return WhisperModel(model)
     # os.path.isdir returns False for a NUL and for a name that is too long; Path raises.
@@ -65,10 +67,11 @@ def parse_model(model: WhisperModel | str | os.PathLike[str]) -> WhisperModel | 
         return Path(model)
     if (named := _find_name(model)) is not None:
         return named
-    if model.startswith(_PATH_PREFIXES) or model.endswith(_PATH_SUFFIXES):
+    is_path = model.startswith(_PATH_PREFIXES) or model.endswith(_PATH_SUFFIXES)
+    if is_path or os.path.isfile(model):  # noqa: PTH113  as above
         in_home = model.partition("/")[0] == "~"
         # Path.expanduser raises where there is no home.
-        return _check_directory(Path(os.path.expanduser(model) if in_home else model))  # noqa: PTH111
+        return _check_directory(Path(os.path.expanduser(model) if in_home else model), model)  # noqa: PTH111
     if _REPOSITORY.fullmatch(model):
         return model
     raise _unknown(model)
@@ -159,14 +162,14 @@ def suggest(wrong: str, known: Iterable[str], otherwise: str) -> str:
     return f"did you mean {nearest[0]!r}?" if nearest else otherwise
 
 
-def _check_directory(path: Path) -> Path:
-    """Return a path to a directory; refuse any other."""
+def _check_directory(path: Path, given: str) -> Path:
+    """Return a path to a directory; refuse any other, by the name that was given."""
     if os.path.isdir(path):  # noqa: PTH112  see parse_model
         return path
     detail = "there is no such directory"
     if os.path.lexists(path):
         detail = "it is not a directory: give the directory that holds the files"
-    raise ModelNotFoundError(str(path), detail)
+    raise ModelNotFoundError(given, detail)
 
 
 def _find_name(model: str) -> WhisperModel | None:
@@ -176,9 +179,9 @@ def _find_name(model: str) -> WhisperModel | None:
 
 def _parse_name(model: str) -> WhisperModel:
     """Return the model of the table that has a name or an alias; refuse any other name."""
-    named = _find_name(model)
+    named = _find_name(model) if isinstance(model, str) else None
     if named is None:
-        raise _unknown(model)
+        raise _unknown(str(model))
     return named
 
 

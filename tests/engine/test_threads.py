@@ -11,6 +11,7 @@ import anyio.lowlevel
 import pytest
 
 from fastwhisper.engine import backend, threads
+from fastwhisper.engine.jobs import Stopped
 from fastwhisper.engine.threads import Lane
 from fastwhisper.errors import BackendMissingError, LoadingFailedError
 from tests.helpers.interpreter import run_python
@@ -71,7 +72,7 @@ async def test_cancelling_stops_the_job_at_its_next_check() -> None:
         try:
             while True:
                 threads.check()
-        except threads.Stopped:
+        except Stopped:
             stopped.set()
             raise
 
