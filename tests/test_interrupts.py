@@ -146,6 +146,7 @@ def test_a_program_is_interrupted_while_loading(model: Path, way: str, stage: st
 
 
 # Not trio: it delivers a second interrupt only to a main task that waits for nothing of its own.
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["load_model", "asyncio blocking"])
 def test_a_program_that_is_interrupted_again_and_again_ends(model: Path, way: str) -> None:
     """Even if a step never ends, and the interpreter would wait for it: it never aborts."""
@@ -164,6 +165,7 @@ print(fastwhisper.load_model(directory).dims.n_mels)
 """
 
 
+@pytest.mark.slow
 def test_an_interrupted_load_model_leaves_the_process_usable(model: Path) -> None:
     """The next load in the same process works."""
     assert interrupt(HOLD + AGAIN, STAGES["read"], "ends", model, "") == (0, "80\n", "")

@@ -79,7 +79,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 CASES = [(way, "read") for way in WAYS] + [
     (WAYS[1 + index % 4], stage) for index, stage in enumerate(STAGES) if stage != "read"
 ]
-FAST = (("load_model", "read"), ("main trio", "read"))
+FAST = (("main trio", "read"),)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -35,8 +36,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
     from pathlib import Path
 
-
 pytestmark = pytest.mark.anyio
+
+EVERY_STAGE = [
+    pytest.param(stage, marks=[] if stage in {"read", "apply"} else pytest.mark.slow)
+    for stage in STAGES
+]
 
 
 @pytest.fixture
@@ -192,6 +197,37 @@ async def test_a_blocking_open_in_a_generator_that_is_dropped(model: Path) -> No
         await anyio.lowlevel.checkpoint()
 
 
+async def test_leaving_during_a_conversion_blocks_no_other_session(
+    model: Path, tiny_model_dir: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two sessions wait for a slow disk, and a third one opens meanwhile."""
+    slow = [tiny_model_dir(dimensions=SPEAKING, layout="weights.npz", seed=n) for n in (1, 2)]
+    reached = threading.Semaphore(0)
+    is_free = threading.Event()
+    real = os.fsync
+
+    def wait_for_disk(descriptor: int) -> None:
+        reached.release()
+        is_free.wait()
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", wait_for_disk)
+
+    async def open_and_leave(directory: Path) -> None:
+        async with fastwhisper.open(directory):
+            await anyio.to_thread.run_sync(reached.acquire)
+
+    async with anyio.create_task_group() as group:
+        # The second one waits for the first one's lock, in the lane that reads.
+        group.start_soon(open_and_leave, slow[0])
+        group.start_soon(open_and_leave, slow[1])
+        reached.release()
+        await anyio.wait_all_tasks_blocked()
+        async with fastwhisper.open(model) as session:
+            assert session.is_ready
+            is_free.set()
+
+
 async def test_a_blocking_failure_is_raised_bare(broken: Path) -> None:
     """Without `background` the typed error itself is raised on entering."""
     with pytest.raises(InvalidModelFormatError) as caught:
@@ -242,7 +278,7 @@ async def test_a_repaired_directory_opens_in_the_same_process(
         assert session.is_ready
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", EVERY_STAGE)
 async def test_leaving_cancels_a_load_at_every_stage(
     model: Path, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,7 +291,7 @@ async def test_leaving_cancels_a_load_at_every_stage(
         await session.wait_until_ready()
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", EVERY_STAGE)
 async def test_cancelling_the_opening_task_at_every_stage(
     model: Path, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

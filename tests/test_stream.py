@@ -180,6 +180,7 @@ async def test_cancelled_within_a_window_and_asked_again(
         assert stream.so_far == whole
 
 
+@pytest.mark.slow
 async def test_cancelled_as_a_window_ends(
     model: Path, minute: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,6 +266,7 @@ async def test_twenty_tasks_take_turns(
     assert [start for _, start in turnstile.entered] == [0] * 20 + [3000] * 20
 
 
+@pytest.mark.slow
 async def test_sessions_share_one_compute_lane(
     model: Path, minute: np.ndarray, turnstile: Turnstile
 ) -> None:

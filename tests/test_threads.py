@@ -135,6 +135,7 @@ async def test_opening_while_others_transcribe(models: tuple[Path, Path]) -> Non
     assert results == [alone] * 20
 
 
+@pytest.mark.slow
 def test_asyncio_in_a_thread_while_trio_runs_in_the_main_thread(
     models: tuple[Path, Path],
 ) -> None:

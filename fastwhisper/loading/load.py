@@ -209,9 +209,9 @@ class LoadTask:
 
     async def _load(self, task_status: TaskStatus[LoadResult]) -> None:
         result, checkpoint = self._located = await self._locate()
-        self.result = result
         # So that what the callback raises about locating is raised before anybody has the result.
         self._meter.report_latest()
+        self.result = result
         task_status.started(result)
         await self._finish(checkpoint)
         self._meter.finish()

@@ -92,6 +92,7 @@ class Meter:
     def _report_logged(self) -> None:
         try:
             self.report_latest()
-        except Exception:
+        except BaseException:
+            # Raised here, SystemExit would end the host's loop: no task owns this call.
             self._on_progress = None
             _logger.exception("on_progress failed after the model was ready")

@@ -173,6 +173,42 @@ async def test_what_the_callback_raises_fails_the_load(model: Path) -> None:
     assert caught.value is error
 
 
+@pytest.mark.parametrize("error", [ZeroDivisionError("from the callback"), SystemExit()])
+async def test_what_the_callback_raises_after_ready_is_logged_once(
+    tiny_model_dir: Callable[..., Path], caplog: pytest.LogCaptureFixture, error: BaseException
+) -> None:
+    """The model is in use by then, so the session goes on and nothing more is reported."""
+    directory = tiny_model_dir(dimensions=SPEAKING, layout="weights.npz")
+    called = anyio.Event()
+    calls: list[Progress] = []
+
+    def fail(progress: Progress) -> None:
+        if progress.stage == "convert":
+            calls.append(progress)
+            called.set()
+            raise error
+
+    async with fastwhisper.open(directory, on_progress=fail) as session:
+        await called.wait()
+        while not converted.entries():
+            await anyio.lowlevel.checkpoint()
+        assert session.is_ready
+    assert len(calls) == 1
+    assert caplog.text.count("on_progress failed") == 1
+
+
+async def test_what_the_callback_raises_about_locating_is_raised_by_load(model: Path) -> None:
+    """Also in the background, where nobody has the result yet."""
+
+    def fail(progress: Progress) -> None:
+        if progress.stage == "resolve":
+            raise ZeroDivisionError
+
+    async with anyio.create_task_group() as group:
+        with pytest.raises(ZeroDivisionError):
+            await fastwhisper.load(model, background=True, task_group=group, on_progress=fail)
+
+
 async def test_records_the_stages_it_went_through(model: Path) -> None:
     """The timeline names each stage, in order of its begin."""
     result = await fastwhisper.load(model, warm_up=True)

@@ -37,6 +37,7 @@ def test_every_block_is_tested_here() -> None:
     assert names == ["main", "lifespan", "app", None, "load_by_hand"]
 
 
+@pytest.mark.slow
 @pytest.mark.anyio
 async def test_the_first_block(
     tiny_en_ct2: Path,

@@ -309,6 +309,7 @@ def test_every_token_has_a_key_of_its_own(
     assert as_upstream(summarize(list(windows), duration_s=34)) == expected
 
 
+@pytest.mark.slow
 def test_a_window_decoded_again_says_the_same(english: Whisper) -> None:
     """A cancel costs time, and no repeatability."""
     options: dict[str, Any] = {"sample_len": 8, "temperature": 0.9, "seed": 1}
@@ -327,6 +328,7 @@ def test_a_window_decoded_again_says_the_same(english: Whisper) -> None:
     assert list(windows) == expected
 
 
+@pytest.mark.slow
 def test_a_window_is_sampled_alike_wherever_it_is_reached(english: Whisper) -> None:
     """What a window says depends on the seed and its place, on nothing sampled before."""
     options: dict[str, Any] = {
