@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.helpers.gates import STAGES
-from tests.helpers.interpreter import WATCHDOG_S, start_python
+from tests.helpers.interpreter import WATCHDOG_S, run_python, start_python
 from tests.helpers.tiny_models import SPEAKING, write_model
 
 if TYPE_CHECKING:
@@ -169,3 +169,33 @@ print(fastwhisper.load_model(directory).dims.n_mels)
 def test_an_interrupted_load_model_leaves_the_process_usable(model: Path) -> None:
     """The next load in the same process works."""
     assert interrupt(HOLD + AGAIN, STAGES["read"], "ends", model, "") == (0, "80\n", "")
+
+
+def test_trio_raises_no_interrupt_between_two_lines_of_a_load(model: Path) -> None:
+    """The callback that is running ends, and the main task's wait raises; the load goes on."""
+    done = run_python(
+        "-c",
+        "import os, signal, sys\n"
+        "import trio\n"
+        "import fastwhisper\n"
+        "marks = []\n"
+        "def interrupt(progress):\n"
+        "    if progress.stage == 'read' and not marks:\n"
+        "        marks.append('begin')\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        marks.append('end')\n"
+        "async def main():\n"
+        "    async with fastwhisper.open(\n"
+        "        sys.argv[1], background=True, on_progress=interrupt\n"
+        "    ) as session:\n"
+        "        try:\n"
+        "            await session.wait_until_ready(None)\n"
+        "            await trio.sleep_forever()\n"
+        "        except KeyboardInterrupt:\n"
+        "            await session.wait_until_ready(None)\n"
+        "            marks.append('ready')\n"
+        "trio.run(main)\n"
+        "print(*marks)\n",
+        model,
+    )
+    assert (done.stdout, done.stderr) == ("begin end ready\n", "")
