@@ -143,17 +143,18 @@ async def test_cancelled_between_two_windows(
 ) -> None:
     """A task cancelled while it holds a segment decodes no further window."""
     seen: list[float] = []
+    arrived = anyio.Event()
 
     async def listen(session: fastwhisper.Session) -> None:
         async for segment in session.stream(minute, **SHORT):
             seen.append(segment.start_s)
+            arrived.set()
             await anyio.sleep_forever()
 
     async with fastwhisper.open(model) as session:
         async with anyio.create_task_group() as group:
             group.start_soon(listen, session)
-            while not seen:
-                await anyio.lowlevel.checkpoint()
+            await arrived.wait()
             group.cancel_scope.cancel()
         await threads.run(lambda: None, threads.Lane.COMPUTE)
         assert seen == [0.0]
