@@ -111,17 +111,15 @@ def _build(network: ModuleType, checkpoint: Checkpoint, dtype: mx.Dtype | None) 
         `load_model` of mlx_whisper 0.4.3.
     """
     mx = import_mlx()
-    from mlx import nn  # noqa: PLC0415  after the backend
-
     precision = checkpoint.precision
 
-    def packing(name: str, _: nn.Module) -> dict[str, object] | bool:
+    def packing(name: str, _: object) -> dict[str, object] | bool:
         return asdict(precision[name]) if name in precision else False
 
     dimensions = network.ModelDimensions(**asdict(checkpoint.dimensions))
     module = network.Whisper(dimensions, dtype or mx.float32)
     if precision:
-        nn.quantize(module, class_predicate=packing)
+        network.nn.quantize(module, class_predicate=packing)
     if checkpoint.alignment_heads:
         heads = [list(pair) for pair in checkpoint.alignment_heads]
         module.alignment_heads = mx.array(heads, dtype=mx.int64)

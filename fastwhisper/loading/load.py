@@ -17,8 +17,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar, Unpack
 
-from anyio import TASK_STATUS_IGNORED
-
 from fastwhisper.engine import backend, tasks, threads
 from fastwhisper.engine.threads import Lane
 from fastwhisper.errors import QuantizedModelNotAvailableError
@@ -157,7 +155,7 @@ class LoadTask:
         self,
         *,
         owned: bool = False,
-        task_status: TaskStatus[LoadResult] = TASK_STATUS_IGNORED,
+        task_status: TaskStatus[LoadResult] | None = None,
     ) -> LoadResult:
         """Load the model: locate its files, finish, then queue the follow-up on the engine.
 
@@ -191,7 +189,7 @@ class LoadTask:
         self,
         *,
         owned: bool = False,
-        task_status: TaskStatus[LoadResult] = TASK_STATUS_IGNORED,
+        task_status: TaskStatus[LoadResult] | None = None,
     ) -> None:
         """Run. A failure goes to the tasks that wait for readiness, not to the task group.
 
@@ -200,19 +198,20 @@ class LoadTask:
         try:
             await self.run(owned=owned, task_status=task_status)
         except Exception as error:
-            if self.result is None and task_status is not TASK_STATUS_IGNORED:
+            if self.result is None and task_status is not None:
                 raise
             self.readiness.become_failed(error)
         except BaseException:
             self.readiness.close()
             raise
 
-    async def _load(self, task_status: TaskStatus[LoadResult]) -> None:
+    async def _load(self, task_status: TaskStatus[LoadResult] | None) -> None:
         result, checkpoint = self._located = await self._locate()
         # So that what the callback raises about locating is raised before anybody has the result.
         self._meter.report_latest()
         self.result = result
-        task_status.started(result)
+        if task_status is not None:
+            task_status.started(result)
         await self._finish(checkpoint)
         self._meter.finish()
 

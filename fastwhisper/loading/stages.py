@@ -21,7 +21,6 @@ from fastwhisper.engine.backend import import_computing
 from fastwhisper.errors import InvalidModelFormatError, TokenizationFailedError
 from fastwhisper.sources import converted, verified
 from fastwhisper.whisper.languages import VOCAB_WITHOUT_LANGUAGES
-from fastwhisper.whisper.tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -112,6 +111,8 @@ def confirm(checkpoint: Checkpoint) -> None:
 
 def prepare_text(checkpoint: Checkpoint) -> None:
     """Read the tokenizer and import the modules that the first transcription needs."""
+    from fastwhisper.whisper.tokenizer import read_tokenizer  # noqa: PLC0415  2 ms after ready
+
     read_tokenizer(checkpoint.dimensions.n_vocab, language="en", task="transcribe")
     threads.check()
     import_computing("fastwhisper.transcribing.windows")
