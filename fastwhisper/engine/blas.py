@@ -12,7 +12,6 @@ import importlib.util
 import logging
 import os
 import sys
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -49,7 +48,7 @@ def prepare() -> str | None:
         return None
     if chosen:
         try:
-            _load(chosen)
+            ctypes.CDLL(chosen, mode=ctypes.RTLD_GLOBAL)
         except OSError as error:
             raise BackendMissingError(
                 f"{VARIABLE}={chosen} can't be loaded ({error}): name a BLAS library, or 'off'"
@@ -57,7 +56,7 @@ def prepare() -> str | None:
         return chosen
     for library in _LIBRARIES:
         try:
-            _load(library)
+            ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
         except OSError:
             continue
         return library
@@ -67,20 +66,6 @@ def prepare() -> str | None:
         VARIABLE,
     )
     return None
-
-
-def _load(library: str) -> None:
-    """Load a library with global symbols, and end the threads that OpenBLAS starts at once.
-
-    The threads wait actively for 2**26 cycles before they sleep, and would take a core from the
-    load. OpenBLAS starts them again at its first product, as it does after a fork.
-    """
-    with suppress(OSError):
-        ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL | os.RTLD_NOLOAD)
-        return  # the host program had loaded it, and may be using its threads
-    end_threads = getattr(ctypes.CDLL(library, ctypes.RTLD_GLOBAL), "blas_thread_shutdown_", None)
-    if end_threads is not None:
-        end_threads()
 
 
 @cache

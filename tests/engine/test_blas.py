@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
 import logging
-import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -13,7 +11,6 @@ import pytest
 
 from fastwhisper.engine import blas
 from fastwhisper.errors import BackendMissingError
-from tests.helpers.interpreter import run_python
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,43 +42,7 @@ def test_loads_the_first_library_there_is(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(ctypes, "CDLL", load)
     monkeypatch.setattr(blas, "_LIBRARIES", ("libnothing.so.9", LIBRARY))
     assert blas.prepare() == LIBRARY
-    look = ctypes.RTLD_GLOBAL | os.RTLD_NOLOAD
-    assert modes == [look, ctypes.RTLD_GLOBAL, look]
-
-
-# The OpenBLAS that NumPy brings, with a process of its own to be loaded in.
-THREADS = """
-import os, sys
-from fastwhisper.engine import blas
-from tests.helpers.waiting import wait_until
-assert "numpy" not in sys.modules
-if sys.argv[1] == "host":
-    import numpy
-count = lambda: len(os.listdir("/proc/self/task"))
-before = count()
-assert blas.prepare() == os.environ["FASTWHISPER_BLAS"]
-wait_until(lambda: count() <= before)  # the kernel shows a thread for a moment after its end
-between = count()
-import numpy
-ones = numpy.ones((600, 600))
-assert (ones @ ones == 600).all()
-print(before, between, count())
-"""
-
-
-def count_threads(who: str) -> list[str]:
-    """Return the threads of a process before `prepare`, after it, and after a product."""
-    found = importlib.metadata.files("numpy") or []
-    (library,) = (str(file.locate()) for file in found if "openblas" in file.name)
-    env = {"FASTWHISPER_BLAS": library, "OPENBLAS_NUM_THREADS": "3"}
-    return run_python("-c", THREADS, who, env=env).stdout.split()
-
-
-def test_no_thread_looks_for_work_while_a_model_loads() -> None:
-    """Those of an OpenBLAS that we loaded are ended, and come again; the host's are left alone."""
-    every, *later = count_threads("host")
-    assert later == [every, every]
-    assert count_threads("we") == ["1", "1", every]
+    assert modes == [ctypes.RTLD_GLOBAL] * 2
 
 
 def test_says_how_to_get_one_when_there_is_none(
