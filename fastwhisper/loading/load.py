@@ -287,9 +287,9 @@ class LoadTask:
         self.dtype = compute.dtype
         shares = checkpoint.split(threads.READERS)
         await tasks.side_by_side(
-            *(partial(self._read, compute, share) for share in shares),
-            partial(self._build, compute),
             partial(self._warm_up, warm_up),
+            partial(self._build, compute),
+            *(partial(self._read, compute, share) for share in shares),
         )
         await self._run_stage("apply", partial(self._apply, compute), Lane.COMPUTE)
 
