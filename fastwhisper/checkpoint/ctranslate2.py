@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from fastwhisper.checkpoint.config import check_dimensions
@@ -83,14 +82,6 @@ _CONVOLUTION_AXES: Final = (0, 2, 1)
 _POSITIONS: Final = "encoder/position_encodings/encodings"
 _PROJECTION: Final = "decoder/projection/weight"
 _AXIS: Final = {"weight": "weight", "bias": "bias", "gamma": "weight", "beta": "bias"}
-
-
-@dataclass(frozen=True, slots=True)
-class _Variable:
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    size: int
 
 
 class _Cursor:
@@ -231,9 +222,9 @@ def _aliases(cursor: _Cursor) -> Iterator[tuple[str, str]]:
         cursor.refuse(None, f"has {cursor.size - cursor.offset} bytes after its end")
 
 
-def _variables(cursor: _Cursor) -> dict[str, _Variable]:
+def _variables(cursor: _Cursor) -> dict[str, TensorPlan]:
     """Read the entries of all variables, which are spread over the file, and resolve aliases."""
-    variables: dict[str, _Variable] = {}
+    variables: dict[str, TensorPlan] = {}
     for name, shape, kind, length in _entries(cursor):
         if kind >= len(_DTYPES):
             cursor.refuse(shown(name), f"has the unknown dtype {kind}")
@@ -242,7 +233,7 @@ def _variables(cursor: _Cursor) -> dict[str, _Variable]:
             cursor.refuse(shown(name), "appears twice")
         if length != math.prod(shape) * WIDTHS[dtype] or length > cursor.size - cursor.offset:
             cursor.refuse(shown(name), f"has {length} bytes, which do not fit its shape {shape}")
-        variables[name] = _Variable(dtype, shape, cursor.offset, length)
+        variables[name] = TensorPlan(name, name, dtype, shape, 0, cursor.offset, length)
     for alias, name in _aliases(cursor):
         if alias in variables or name not in variables:
             cursor.refuse(shown(alias), "is not an alias of another variable")
@@ -257,7 +248,7 @@ def _variables(cursor: _Cursor) -> dict[str, _Variable]:
     return variables
 
 
-def _check_kinds(cursor: _Cursor, variables: dict[str, _Variable]) -> None:
+def _check_kinds(cursor: _Cursor, variables: dict[str, TensorPlan]) -> None:
     """Refuse quantized weights by name, and scalars that make this another network."""
     for name, variable in variables.items():
         if variable.shape and variable.dtype not in _FLOATS:
@@ -272,15 +263,15 @@ def _check_kinds(cursor: _Cursor, variables: dict[str, _Variable]) -> None:
             cursor.refuse(shown(name), f"is {found}, but in a Whisper it is {wanted}")
 
 
-def _scalar(cursor: _Cursor, variable: _Variable) -> int | None:
+def _scalar(cursor: _Cursor, variable: TensorPlan) -> int | None:
     """Read a scalar; return None if it is not an integer."""
     if variable.dtype in _FLOATS:
         return None
-    cursor.offset = variable.offset
-    return int.from_bytes(cursor.take(variable.size), "little", signed=True)
+    cursor.offset = variable.offset_bytes
+    return int.from_bytes(cursor.take(variable.size_bytes), "little", signed=True)
 
 
-def _dimensions(cursor: _Cursor, variables: dict[str, _Variable]) -> Dimensions:
+def _dimensions(cursor: _Cursor, variables: dict[str, TensorPlan]) -> Dimensions:
     """Return the dimensions, from the shapes. Layers are counted; their indices are not used."""
 
     def shape(name: str, rank: int) -> tuple[int, ...]:
@@ -322,7 +313,7 @@ def _dimensions(cursor: _Cursor, variables: dict[str, _Variable]) -> Dimensions:
     )
 
 
-def _tensors(cursor: _Cursor, name: str, variable: _Variable, index: int) -> Iterator[TensorPlan]:
+def _tensors(cursor: _Cursor, name: str, variable: TensorPlan, index: int) -> Iterator[TensorPlan]:
     """Plan the tensors that one variable holds."""
     parts = _names(name)
     if parts is None:
@@ -334,13 +325,13 @@ def _tensors(cursor: _Cursor, name: str, variable: _Variable, index: int) -> Ite
     if shape[0] % len(parts):
         cursor.refuse(shown(name), f"has {shape[0]} rows for {len(parts)} projections")
     shape = (shape[0] // len(parts), *shape[1:])
-    size = variable.size // len(parts)
+    size = variable.size_bytes // len(parts)
     for number, part in enumerate(parts):
         # Whisper's keys have no bias, and CTranslate2 stores zeros: a bias would add the same
         # number to all scores of a query, and softmax cancels it.
         if part.endswith(".key.bias"):
             continue
-        offset = variable.offset + number * size
+        offset = variable.offset_bytes + number * size
         yield TensorPlan(part, name, variable.dtype, shape, index, offset, size, transpose)
 
 
