@@ -10,12 +10,14 @@ copy) is queued on the engine and not awaited; whoever closes the load stops it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import time
-from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar, Unpack
+
+import anyio
 
 from fastwhisper.engine import backend, tasks, threads
 from fastwhisper.engine.threads import Lane
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator
 
-    import anyio
     import mlx.core as mx
     from anyio.abc import TaskGroup, TaskStatus
 
@@ -313,18 +314,40 @@ class LoadTask:
 
     def _queue_follow_up(self, checkpoint: Checkpoint, *, owned: bool) -> None:
         """Queue what the first transcription and the next load need. Nobody waits for it."""
+        post = tasks.on_this_loop()
         prepare = partial(stages.prepare_text, checkpoint)
         failure = f"the tokenizer of {checkpoint.path} can't be prepared"
-        self.follow_up.append(threads.enqueue(partial(_run_logged, prepare, failure), Lane.FILES))
-        if checkpoint.is_safetensors:
+        queue = [partial(self._queue, prepare, failure, Lane.FILES, anyio.Event(), post)]
+        if not checkpoint.is_safetensors:
+            count: Callable[[int], object] = int
+            if owned:
+                self._meter.report("convert", 0, checkpoint.total_bytes)
+                count = partial(self._meter.add_and_post, "convert", post)
+            convert = partial(self._chosen.keep_converted, on_group=count)
+            failure = f"the converted copy of {checkpoint.path} was not kept"
+            queue.append(partial(self._queue, convert, failure, Lane.READ, anyio.Event(), post))
+        for queue_one in queue:
+            if owned:
+                # At the loop's next turn: imports hold Python, and the owner is told first.
+                post(queue_one)
+            else:
+                queue_one()
+
+    def _queue(
+        self,
+        stage: Callable[[], None],
+        failure: str,
+        lane: Lane,
+        ended: anyio.Event,
+        post: Callable[[Callable[[], object]], object],
+    ) -> None:
+        """Queue a stage that follows, unless the load was closed meanwhile."""
+        if not self.readiness.is_ready:
             return
-        count: Callable[[int], object] = int
-        if owned:
-            self._meter.report("convert", 0, checkpoint.total_bytes)
-            count = partial(self._meter.add_and_post, "convert", tasks.on_this_loop())
-        convert = partial(self._chosen.keep_converted, on_group=count)
-        failure = f"the converted copy of {checkpoint.path} was not kept"
-        self.follow_up.append(threads.enqueue(partial(_run_logged, convert, failure), Lane.READ))
+        work = partial(_run_logged, stage, failure)
+        with contextlib.suppress(SystemExit):  # the interpreter exits: nothing follows any more
+            job = threads.submit(work, lane, notify=lambda: post(ended.set))
+            self.follow_up.append((job, ended))
 
     async def _run_stage(self, name: str, stage: Callable[[], T], lane: Lane) -> T:
         """Run a stage in an engine thread, and record its span there."""
@@ -334,7 +357,7 @@ class LoadTask:
         with self._span(name):
             return stage()
 
-    @contextmanager
+    @contextlib.contextmanager
     def _span(self, name: str) -> Iterator[None]:
         start_s = time.perf_counter() - self._begin_s
         try:
