@@ -231,8 +231,10 @@ def _variables(cursor: _Cursor) -> dict[str, TensorPlan]:
         dtype = _DTYPES[kind]
         if name in variables:
             cursor.refuse(shown(name), "appears twice")
-        if length != math.prod(shape) * WIDTHS[dtype] or length > cursor.size - cursor.offset:
+        if length != math.prod(shape) * WIDTHS[dtype]:
             cursor.refuse(shown(name), f"has {length} bytes, which do not fit its shape {shape}")
+        if length > cursor.size - cursor.offset:
+            cursor.refuse(shown(name), f"has {length} bytes, but the file ends before them")
         variables[name] = TensorPlan(name, name, dtype, shape, 0, cursor.offset, length)
     for alias, name in _aliases(cursor):
         if alias in variables or name not in variables:

@@ -264,7 +264,7 @@ async def release(
 
     Args:
         *containers: Lists and dictionaries of arrays.
-        jobs: Results of `enqueue`, on this loop.
+        jobs: Jobs, each with an event of this loop that is set at its end.
     """
     with contextlib.suppress(SystemExit), anyio.CancelScope(shield=True):
         # SystemExit: a process that exits returns all memory anyway.
