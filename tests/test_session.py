@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
     from pathlib import Path
 
+    from anyio.abc import TaskStatus
+
 pytestmark = pytest.mark.anyio
 
 EVERY_STAGE = [
@@ -201,9 +203,7 @@ async def test_leaving_during_a_conversion_blocks_no_other_session(
     model: Path, tiny_model_dir: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two sessions wait for a slow disk, and a third one opens meanwhile."""
-    slow = [tiny_model_dir(dimensions=SPEAKING, layout="weights.npz", seed=n) for n in (1, 2)]
-    reached = threading.Semaphore(0)
-    is_free = threading.Event()
+    reached, is_free = threading.Semaphore(0), threading.Event()
     real = os.fsync
 
     def wait_for_disk(descriptor: int) -> None:
@@ -212,19 +212,27 @@ async def test_leaving_during_a_conversion_blocks_no_other_session(
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", wait_for_disk)
+    leave = anyio.Event()
 
-    async def open_and_leave(directory: Path) -> None:
+    async def open_and_leave(directory: Path, *, task_status: TaskStatus[None]) -> None:
         async with fastwhisper.open(directory):
             await anyio.to_thread.run_sync(reached.acquire)
+            task_status.started()
+            await leave.wait()
 
     async with anyio.create_task_group() as group:
-        # The second one waits for the first one's lock, in the lane that reads.
-        group.start_soon(open_and_leave, slow[0])
-        group.start_soon(open_and_leave, slow[1])
-        reached.release()
+        for seed in (1, 2):
+            directory = tiny_model_dir(dimensions=SPEAKING, layout="weights.npz", seed=seed)
+            # Each with a cache of its own: one conversion at a time has the lock of a cache.
+            monkeypatch.setenv("FASTWHISPER_CACHE", str(directory / "cache"))
+            await group.start(open_and_leave, directory)
+        leave.set()
         await anyio.wait_all_tasks_blocked()
-        async with fastwhisper.open(model) as session:
-            assert session.is_ready
+        try:
+            with anyio.fail_after(60):
+                async with fastwhisper.open(model) as session:
+                    assert session.is_ready
+        finally:
             is_free.set()
 
 

@@ -175,9 +175,13 @@ async def test_what_the_callback_raises_fails_the_load(model: Path) -> None:
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("from the callback"), SystemExit()])
 async def test_what_the_callback_raises_after_ready_is_logged_once(
-    tiny_model_dir: Callable[..., Path], caplog: pytest.LogCaptureFixture, error: BaseException
+    tiny_model_dir: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: BaseException,
 ) -> None:
     """The model is in use by then, so the session goes on and nothing more is reported."""
+    monkeypatch.setattr("fastwhisper.checkpoint.read.GROUP_BYTES", 1 << 10)  # many groups
     directory = tiny_model_dir(dimensions=SPEAKING, layout="weights.npz")
     called = anyio.Event()
     calls: list[Progress] = []
