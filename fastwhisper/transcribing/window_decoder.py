@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import mlx.core as mx
 import numpy as np
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from fastwhisper.whisper.options import DecodeSettings
 
 __all__ = ["WindowDecoder"]
+
+_MAX_TOKEN_BYTES: Final = 128
+"""Bytes of the longest token of the vocabularies."""
 
 
 class WindowDecoder:
@@ -59,7 +62,16 @@ class WindowDecoder:
     @cached_property
     def language(self) -> str:
         """Code of the spoken language. Unless it is given, it is detected in the first 30 s."""
-        return self.settings.language or self._detect_language()
+        if self.settings.language is not None:
+            return self.settings.language
+        found = self.detect_language()
+        among = self.settings.languages or found
+        return max(among, key=lambda code: found.get(code, 0.0))
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Largest number of tokens of a prompt: half of the decoder's context, less its start."""
+        return self.model.dims.n_text_ctx // 2 - 1
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -73,13 +85,7 @@ class WindowDecoder:
         Raises:
             ValueError: The network does not know the language or a token.
         """
-        if self.model.is_multilingual:
-            known = list(LANGUAGES)[: self.model.num_languages]
-            if self.language not in known:
-                raise ValueError(
-                    f"this model does not know {LANGUAGES[self.language]} ({self.language}); "
-                    f"it knows {', '.join(known)}"
-                )
+        self._check_languages()
         # A token beyond the embedding would read memory that is not the embedding's.
         n_vocab = self.model.dims.n_vocab
         for name in ("prefix", "suppress_tokens"):
@@ -88,6 +94,31 @@ class WindowDecoder:
                 raise ValueError(
                     f"{name}={tokens!r}: this model has {n_vocab} tokens, the last is {n_vocab - 1}"
                 )
+
+    def _check_languages(self) -> None:
+        """Check that the network knows the languages of the settings."""
+        settings = self.settings
+        if not self.model.is_multilingual:
+            if settings.languages is not None and "en" not in settings.languages:
+                raise ValueError(
+                    f"languages={settings.languages!r}: this model knows English only; "
+                    "use a multilingual one, or leave languages out"
+                )
+            return
+        known = list(LANGUAGES)[: self.model.num_languages]
+        for code in settings.languages or filter(None, [settings.language]):
+            if code not in known:
+                raise ValueError(
+                    f"this model does not know {LANGUAGES[code]} ({code}); "
+                    f"it knows {', '.join(known)}"
+                )
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Encode an initial prompt, and return its last `max_prompt_tokens` tokens at most."""
+        count = self.max_prompt_tokens
+        # A token has 128 bytes at most. Encoding only the end saves seconds for a long text.
+        end = f" {text.strip()}"[-_MAX_TOKEN_BYTES * count :]
+        return self.tokenizer.encode(end)[-count:]
 
     def encode(self, start_frame: int, frames: int) -> mx.array:
         """Encode a window, and remember it: the language and the text need the same window.
@@ -135,13 +166,15 @@ class WindowDecoder:
             check=self.check,
         )
 
-    def _detect_language(self) -> str:
-        """Return the code of the most probable language of the first 30 s."""
+    def detect_language(self) -> dict[str, float]:
+        """Compute the probability, 0 to 1, of each language that the network knows, by its code.
+
+        The first 30 s decide.
+        """
         if not self.model.is_multilingual:
-            return "en"
+            return {"en": 1.0}
         # A shorter audio is encoded together with the silence after it.
         features = self.encode(0, WINDOW_FRAMES)
         n_vocab = self.model.dims.n_vocab
         tokenizer = read_tokenizer(n_vocab, language="en", task="transcribe")
-        by_code = detect_language(self.model, features, tokenizer)
-        return max(by_code, key=lambda code: by_code[code])
+        return detect_language(self.model, features, tokenizer)

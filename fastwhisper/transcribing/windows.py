@@ -121,7 +121,8 @@ class _Windows:
         self._clips = self._read_clips()
         self._seek = self._clips[0][0]
         self._last_speech_s = 0.0
-        self._prompt: list[int] = []
+        self._carried: list[int] = []  # the initial prompt, if every window has it
+        self._prompt: list[int] = []  # the text before, and otherwise the initial prompt
         self._has_begun = False
         self._is_empty = True
 
@@ -161,7 +162,11 @@ class _Windows:
             warnings.warn("word times of a translation may be unreliable", stacklevel=3)
         self._decoder.check_settings()
         if settings.initial_prompt is not None:
-            self._prompt = self._tokenizer.encode(" " + settings.initial_prompt.strip())
+            tokens = self._decoder.encode_prompt(settings.initial_prompt)
+            if settings.carry_initial_prompt:
+                self._carried = tokens
+            else:
+                self._prompt = tokens
         self._has_begun = True
 
     def _read_clips(self) -> deque[tuple[int, int]]:
@@ -203,7 +208,8 @@ class _Windows:
         cancelled is decoded again in the same way.
         """
         features = self._decoder.encode(bounds.start_frame, bounds.frames)
-        result = self._decoder.decode(features, self._prompt, start_frame=bounds.start_frame)
+        prompt = self._build_prompt()
+        result = self._decoder.decode(features, prompt, start_frame=bounds.start_frame)
         if self._settings.word_timestamps:
             self._decoder.check()
         if self._is_silence(result):
@@ -223,6 +229,15 @@ class _Windows:
         if not self._settings.condition_on_previous_text or is_unreliable:
             self._prompt = []
         return segments
+
+    def _build_prompt(self) -> list[int]:
+        """Return the carried prompt, and as much of the end of the text before as has room.
+
+        Source:
+            `carry_initial_prompt` in `transcribe.py` of openai/whisper.
+        """
+        room = self._decoder.max_prompt_tokens - len(self._carried)
+        return self._carried + self._prompt[max(0, len(self._prompt) - room) :]
 
     def _is_silence(self, result: DecodedWindow) -> bool:
         """Return whether nobody speaks in a window."""

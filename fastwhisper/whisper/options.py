@@ -1,6 +1,7 @@
 """The options of `Session.transcribe`, and the settings that they become when they are checked.
 
 Importing this module imports no MLX. Names, defaults and meaning of the options are mlx_whisper's.
+`carry_initial_prompt` is OpenAI's, and `languages` is fastwhisper's own.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class TranscribeOptions(TypedDict, total=False):
     no_speech_threshold: float | None
     condition_on_previous_text: bool
     initial_prompt: str | None
+    carry_initial_prompt: bool
+    languages: str | Sequence[str] | None
     word_timestamps: bool
     prepend_punctuations: str
     append_punctuations: str
@@ -55,6 +58,8 @@ class DecodeSettings:
 
     Attributes:
         language: Code of the spoken language; None detects it in the first 30 s.
+        languages: Codes of the languages to detect among; None detects among all that the network
+            knows.
         task: "transcribe" writes in the spoken language, "translate" in English.
         seed: Makes sampling above temperature 0 repeatable.
         temperature: Temperatures that are tried in this order until a window passes the thresholds.
@@ -65,7 +70,11 @@ class DecodeSettings:
         no_speech_threshold: A window with a higher probability of no speech is silent, unless its
             mean log-probability is above `logprob_threshold`.
         condition_on_previous_text: Use the text so far as the prompt of the next window.
-        initial_prompt: Prompt of the first window.
+        initial_prompt: Prompt of the first window. Its last tokens are used if it is longer than
+            half of the decoder's context.
+        carry_initial_prompt: Begin the prompt of every window with `initial_prompt`, so that names
+            and terms hold for the whole audio. The text before the window has the room that is
+            left.
         word_timestamps: Compute the times of each word.
         prepend_punctuations: Punctuation that belongs to the word after it.
         append_punctuations: Punctuation that belongs to the word before it.
@@ -87,6 +96,7 @@ class DecodeSettings:
     """
 
     language: str | None = None
+    languages: tuple[str, ...] | None = None
     task: Task = "transcribe"
     seed: int | None = None
     temperature: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -95,6 +105,7 @@ class DecodeSettings:
     no_speech_threshold: float | None = 0.6
     condition_on_previous_text: bool = True
     initial_prompt: str | None = None
+    carry_initial_prompt: bool = False
     word_timestamps: bool = False
     prepend_punctuations: str = "\"'“¿([{-"
     append_punctuations: str = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001  punctuation of Chinese and Japanese
@@ -128,7 +139,8 @@ class DecodeSettings:
 
         Raises:
             TypeError: An option does not exist, or has the wrong type.
-            ValueError: An option is out of range, or a language or task is unknown.
+            ValueError: An option is out of range, a language or task is unknown, or `language` and
+                `languages` are both given.
         """
         given: dict[str, object] = {"language": language, "task": task, "seed": seed, **options}
         names = [field.name for field in fields(cls)]
@@ -136,7 +148,13 @@ class DecodeSettings:
             raise TypeError(f"unknown option {unknown[0]!r}; the options are {', '.join(names)}")
         # Each check returns a value of its field's type.
         checked = {name: _CHECKS[name](name, value) for name, value in given.items()}
-        return cls(**cast("dict[str, Any]", checked))
+        settings = cls(**cast("dict[str, Any]", checked))
+        if settings.language is not None and settings.languages is not None:
+            raise ValueError(
+                f"language={language!r} and languages={options['languages']!r} are both given; "
+                "give the one that is spoken, or those to detect among"
+            )
+        return settings
 
 
 def _type_error(name: str, value: object, expected: str) -> TypeError:
@@ -226,6 +244,18 @@ def _read_language(name: str, value: object) -> str:
     return find_language_code(_check_text(name, value))
 
 
+def _read_languages(name: str, value: object) -> tuple[object, ...]:
+    parts = _split(name, value, str.strip, "languages")
+    try:
+        # The same language twice counts once.
+        codes = tuple(dict.fromkeys(_check_items(name, parts, _read_language)))
+    except ValueError as error:
+        raise ValueError(f"wrong {name}={value!r}: {error}") from error
+    if not codes:
+        raise ValueError(f"{name}={value!r} is empty; give at least one language")
+    return codes
+
+
 def _check_task(name: str, value: object) -> str:
     if value not in {"transcribe", "translate"}:
         raise ValueError(f"unknown {name}={value!r}; give 'transcribe' or 'translate'")
@@ -238,6 +268,7 @@ _MAX_TEMPERATURE: Final = 1e9
 _CHECKS: Final = MappingProxyType[str, _Check](
     {
         "language": _allow_none(_read_language),
+        "languages": _allow_none(_read_languages),
         "task": _check_task,
         "seed": _allow_none(partial(_check_integer, low=0, high=2**64 - 1)),
         "temperature": _check_temperatures,
@@ -246,6 +277,7 @@ _CHECKS: Final = MappingProxyType[str, _Check](
         "no_speech_threshold": _allow_none(_check_number),
         "condition_on_previous_text": _check_flag,
         "initial_prompt": _allow_none(_check_text),
+        "carry_initial_prompt": _check_flag,
         "word_timestamps": _check_flag,
         "prepend_punctuations": _check_text,
         "append_punctuations": _check_text,

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from fastwhisper.transcribing.mel import compute_mel
+from fastwhisper.transcribing.window_decoder import WindowDecoder
 from fastwhisper.transcribing.windows import Window, summarize, transcribe_windows
 from fastwhisper.values import Segment, Transcription
 from fastwhisper.whisper.options import DecodeSettings
+from fastwhisper.whisper.tokenizer import Tokenizer, read_tokenizer
 from tests.helpers.audio import noise
 from tests.helpers.modules import load_by_hand
 from tests.helpers.reference import import_reference
@@ -98,6 +100,20 @@ def _segment(number: int, segment: Segment) -> dict[str, Any]:
             for word in segment.words
         ]
     return form
+
+
+@pytest.fixture
+def prompts(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """Return the prompts of the windows that are decoded from now on."""
+    seen: list[list[int]] = []
+    real = WindowDecoder.decode
+
+    def decode(self: WindowDecoder, features: Any, prompt: Any, **more: Any) -> Any:
+        seen.append(list(prompt))
+        return real(self, features, prompt, **more)
+
+    monkeypatch.setattr(WindowDecoder, "decode", decode)
+    return seen
 
 
 LONG: list[dict[str, Any]] = [
@@ -194,6 +210,83 @@ def test_the_babbler_says_something(english: Whisper) -> None:
     assert len(segments) > len(windows)
     assert all(segment.text.strip() for segment in segments[:2])
     assert all(segment.end_s > segment.start_s for segment in segments[:2])
+
+
+MAX_PROMPT = 47
+"""Tokens of the babbler's prompts: half of its context of 96, less one."""
+
+
+def encode(text: str) -> list[int]:
+    """Encode text with the English tokenizer."""
+    return read_tokenizer(51864, language="en", task="transcribe").encode(text)
+
+
+def test_a_carried_prompt_begins_every_prompt(english: Whisper, prompts: list[list[int]]) -> None:
+    """The end of the text before follows it, as far as there is room."""
+    audio = compute_mel(noise(95), n_mels=80)
+    options: dict[str, Any] = {"temperature": 0.0, "sample_len": 40, "without_timestamps": True}
+    names = {"initial_prompt": " Siobhan, Xochitl ", "carry_initial_prompt": True}
+    windows = list(windows_of(english, audio, **options, **names))
+    carried = encode(" Siobhan, Xochitl")
+    text = [[t for segment in window.segments for t in segment.tokens] for window in windows]
+    room = MAX_PROMPT - len(carried)
+    assert len(text[0] + text[1]) > room
+    assert prompts == [
+        carried,
+        carried + text[0][-room:],
+        carried + (text[0] + text[1])[-room:],
+        carried + (text[0] + text[1] + text[2])[-room:],
+    ]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"temperature": 0.0, "condition_on_previous_text": False}, {"temperature": 0.9, "seed": 1}],
+    ids=["not conditioned", "hot"],
+)
+@pytest.mark.parametrize("carry", [True, False])
+def test_a_carried_prompt_outlives_the_text_before(
+    english: Whisper, prompts: list[list[int]], options: dict[str, Any], *, carry: bool
+) -> None:
+    """Where the text before is no prompt, the carried prompt is; otherwise nothing is."""
+    audio = compute_mel(noise(65), n_mels=80)
+    options = {"sample_len": 5, "without_timestamps": True, **options}
+    names = {"initial_prompt": "Siobhan", "carry_initial_prompt": carry}
+    list(windows_of(english, audio, **options, **names))
+    later = encode(" Siobhan") if carry else []
+    assert prompts == [encode(" Siobhan"), later, later]
+
+
+@pytest.mark.parametrize("carry", [True, False])
+def test_the_end_of_a_huge_prompt_is_kept(
+    english: Whisper, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch, *, carry: bool
+) -> None:
+    """Megabytes are cut before they are encoded, to the tokens that the decoder takes."""
+    text = "Names of people, and of places. " * 100_000
+    expected = encode(" " + text[-3200:].strip())[-MAX_PROMPT:]
+    lengths: list[int] = []
+    real = Tokenizer.encode
+
+    def count(tokenizer: Tokenizer, text: str) -> list[int]:
+        lengths.append(len(text))
+        return real(tokenizer, text)
+
+    monkeypatch.setattr(Tokenizer, "encode", count)
+    audio = compute_mel(noise(34), n_mels=80)
+    options: dict[str, Any] = {"temperature": 0.0, "sample_len": 5, "without_timestamps": True}
+    windows = list(
+        windows_of(english, audio, initial_prompt=text, carry_initial_prompt=carry, **options)
+    )
+    assert max(lengths) < 10_000
+    said = list(windows[0].segments[0].tokens)
+    assert prompts == [expected, expected if carry else (expected + said)[-MAX_PROMPT:]]
+
+
+@pytest.mark.parametrize("n_vocab", [51864, 51865])
+def test_no_token_is_longer_than_the_cut_assumes(n_vocab: int) -> None:
+    """So the end of a prompt that is encoded has all the tokens that the decoder takes."""
+    tokenizer = read_tokenizer(n_vocab, language="en", task="transcribe")
+    assert max(map(len, tokenizer.vocabulary)) <= 128
 
 
 def test_translated_words_warn(models: dict[bool, Whisper]) -> None:
@@ -386,6 +479,35 @@ def test_a_language_the_model_lacks_is_refused(models: dict[bool, Whisper]) -> N
     windows = windows_of(models[True], compute_mel(noise(1), n_mels=80), language="yue")
     with pytest.raises(ValueError, match="does not know cantonese"):
         next(windows)
+
+
+def test_a_language_to_detect_that_the_model_lacks_is_refused(models: dict[bool, Whisper]) -> None:
+    """A language that the model has no token for can't be detected, and the message names it."""
+    windows = windows_of(models[True], compute_mel(noise(1), n_mels=80), languages=["en", "yue"])
+    with pytest.raises(ValueError, match="does not know cantonese"):
+        next(windows)
+
+
+def test_an_english_model_detects_english_only(english: Whisper) -> None:
+    """Languages without English are refused with the reason; with English it is English."""
+    audio = compute_mel(noise(1), n_mels=80)
+    with pytest.raises(ValueError, match=r"languages=\('de', 'fr'\): .*English only"):
+        next(windows_of(english, audio, languages=("de", "fr")))
+    assert next(windows_of(english, audio, languages=("de", "en"), sample_len=3)).language == "en"
+
+
+def test_a_language_is_detected_among_those_given(models: dict[bool, Whisper]) -> None:
+    """The most probable one of them is taken, although others are more probable."""
+    audio = compute_mel(noise(4), n_mels=80)
+    decoder = WindowDecoder(models[True], audio, DecodeSettings(), fp16=False, check=go_on)
+    found = decoder.detect_language()
+    *_, third, second, last = sorted(found, key=lambda code: found[code], reverse=True)
+    options: dict[str, Any] = {"sample_len": 3, "temperature": 0.0}
+    for among, expected in (((last, second), second), ((last, second, third), third)):
+        window = next(windows_of(models[True], audio, languages=among, **options))
+        assert window.language == expected
+        alone = next(windows_of(models[True], audio, language=expected, **options))
+        assert window == alone
 
 
 @pytest.mark.parametrize("option", ["prefix", "suppress_tokens"])

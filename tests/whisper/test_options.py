@@ -27,6 +27,9 @@ def test_defaults_are_upstreams() -> None:
     theirs["clip_timestamps"] = (float(theirs["clip_timestamps"]),)
     theirs["suppress_tokens"] = (int(theirs["suppress_tokens"]),)
     ours = asdict(DecodeSettings())
+    # OpenAI's, which mlx_whisper lacks, and ours.
+    assert ours.pop("carry_initial_prompt") is False
+    assert ours.pop("languages") is None
     assert ours.pop("seed") is None
     assert ours == {name: theirs[name] for name in ours}
 
@@ -50,6 +53,12 @@ def test_no_options_are_the_defaults() -> None:
         ({"language": "Spanish"}, {"language": "es"}),
         ({"language": "JA"}, {"language": "ja"}),
         ({"language": "castilian"}, {"language": "es"}),
+        ({"languages": ("en", "German", "DE")}, {"languages": ("en", "de")}),
+        ({"languages": "en, castilian"}, {"languages": ("en", "es")}),
+        ({"languages": ["ja"]}, {"languages": ("ja",)}),
+        ({"languages": ["ja"], "language": None}, {"languages": ("ja",)}),
+        ({"languages": None, "language": "ja"}, {"language": "ja"}),
+        ({"carry_initial_prompt": True}, {"carry_initial_prompt": True}),
         ({"temperature": 0}, {"temperature": (0.0,)}),
         ({"temperature": [0, 0.5]}, {"temperature": (0.0, 0.5)}),
         ({"temperature": np.float32(0.5)}, {"temperature": (0.5,)}),
@@ -80,6 +89,13 @@ def test_options_take_the_forms_upstream_takes(
         ({"tempreature": 0}, TypeError),
         ({"language": 3}, TypeError),
         ({"language": "klingon"}, ValueError),
+        ({"languages": "en,klingon"}, ValueError),
+        ({"languages": ("en", "")}, ValueError),
+        ({"languages": ()}, ValueError),
+        ({"languages": ""}, ValueError),
+        ({"languages": ("en", 3)}, TypeError),
+        ({"languages": 3}, TypeError),
+        ({"carry_initial_prompt": "yes"}, TypeError),
         ({"task": "sing"}, ValueError),
         ({"task": None}, ValueError),
         ({"seed": 1.5}, TypeError),
@@ -123,6 +139,12 @@ def test_a_wrong_option_is_named(options: dict[str, Any], error: type[Exception]
     (name,) = options
     with pytest.raises(error, match=name):
         DecodeSettings.from_options(**options)
+
+
+def test_a_language_is_given_or_detected() -> None:
+    """The language that is spoken and the languages to detect among exclude each other."""
+    with pytest.raises(ValueError, match=r"language='en' and languages=\('en',\) are both given"):
+        DecodeSettings.from_options(language="en", languages=("en",))
 
 
 def test_an_unknown_language_lists_the_known_ones() -> None:
