@@ -1,39 +1,37 @@
-"""The open model: `open()`, `Session` and streams of segments."""
+"""The open model: `open()` and `Session`."""
 
 from __future__ import annotations
 
-import sys
-from collections import deque
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, TypeVar, Unpack
 from weakref import WeakSet
 
 import anyio
 
 from fastwhisper.engine import tasks, threads
-from fastwhisper.engine.threads import Lane
 from fastwhisper.errors import ModelNotReadyError, SessionClosedError
 from fastwhisper.loading.load import LoadTask
+from fastwhisper.stream import SegmentStream, detach, detect_language
 from fastwhisper.values import LoadOptions
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncGenerator, Callable, Mapping
 
+    from fastwhisper.engine.threads import Lane
     from fastwhisper.loading.readiness import LoadResult
     from fastwhisper.transcribing.samples import AudioSource
-    from fastwhisper.transcribing.windows import Window
     from fastwhisper.values import (
         LoadingState,
         LoadOverrides,
         LoadStats,
         Progress,
-        Segment,
+        TranscribeProgress,
         Transcription,
         WhisperModel,
     )
-    from fastwhisper.whisper.options import DecodeSettings, Task, TranscribeOptions
+    from fastwhisper.whisper.options import Task, TranscribeOptions
 
 __all__ = ["Session", "open"]
 
@@ -175,6 +173,7 @@ class Session:
         language: str | None = None,
         task: Task = "transcribe",
         seed: int | None = None,
+        on_progress: Callable[[TranscribeProgress], object] | None = None,
         **options: Unpack[TranscribeOptions],
     ) -> Transcription:
         """Transcribe an audio. Always a cancellation point.
@@ -185,7 +184,10 @@ class Session:
             language: Code or name of the spoken language; None detects it.
             task: "transcribe", or "translate" to English.
             seed: Seed of the sampling above temperature 0, which makes it repeatable.
-            **options: The options of `mlx_whisper.transcribe`; see `TranscribeOptions`.
+            on_progress: Called after each window, on the event loop's thread. An exception from
+                it fails the transcription.
+            **options: The options of `mlx_whisper.transcribe`, and some more; see
+                `TranscribeOptions`.
 
         Returns:
             The text and its segments. They equal mlx_whisper's, except where it has a fault:
@@ -199,7 +201,9 @@ class Session:
             TypeError: An option does not exist, or has the wrong type.
             ValueError: An option is out of range, or the language is unknown.
         """
-        stream = self.stream(audio, language=language, task=task, seed=seed, **options)
+        stream = self.stream(
+            audio, language=language, task=task, seed=seed, on_progress=on_progress, **options
+        )
         while await stream.decode_window():
             pass
         result = stream.so_far
@@ -214,21 +218,45 @@ class Session:
         language: str | None = None,
         task: Task = "transcribe",
         seed: int | None = None,
+        on_progress: Callable[[TranscribeProgress], object] | None = None,
         **options: Unpack[TranscribeOptions],
     ) -> SegmentStream:
         """Return an iterator over the segments of an audio; each step decodes a window of 30 s.
 
         Nothing runs between two segments, so a stream may be left at any point. If an `anext` is
         cancelled, the next one decodes the same window again. Arguments and errors are those of
-        `transcribe`. Arguments are checked here, the audio at the first segment.
+        `transcribe`. Arguments are checked here, the audio at the first segment. An exception from
+        `on_progress` is raised by the `anext` that decoded the window.
         """
         from fastwhisper.whisper.options import DecodeSettings  # noqa: PLC0415  not needed to load
 
         self._load.readiness.model()
         settings = DecodeSettings.from_options(language=language, task=task, seed=seed, **options)
-        stream = SegmentStream(self._load, self._run, _detach(audio), settings)
+        stream = SegmentStream(self._load, self._run, detach(audio), settings, on_progress)
         self._streams.add(stream)
         return stream
+
+    async def detect_language(self, audio: AudioSource) -> Mapping[str, float]:
+        """Compute how probable each language is in the first 30 s. Always a cancellation point.
+
+        No more than the first 30 s are decoded, and their level is measured without the rest.
+        `transcribe` knows the whole audio, so its probabilities may differ a little.
+
+        Args:
+            audio: As for `transcribe`. A file object that can't seek is read to its end.
+
+        Returns:
+            The probabilities of all languages that the model knows, by code, in descending order.
+            Their sum is 1. A model that knows English only gives `{"en": 1.0}`.
+
+        Raises:
+            ModelNotReadyError: The model is still loading.
+            LoadingFailedError: The load has failed. `__cause__` is the reason.
+            SessionClosedError: The session was left, before or during the call.
+            AudioError: The audio can't be used.
+        """
+        self._load.readiness.model()
+        return await detect_language(self._load, self._run, audio)
 
     @tasks.uninterrupted
     async def _run(self, function: Callable[[], T], lane: Lane) -> T:
@@ -259,99 +287,3 @@ class Session:
             for stream in self._streams:
                 stream.close()
             await threads.release(self._load.built, jobs=self._load.follow_up)
-
-
-class SegmentStream:
-    """The segments of one audio, window by window. `Session.stream` makes it."""
-
-    def __init__(
-        self,
-        task: LoadTask,
-        run: Callable[[Callable[[], Any], Lane], Awaitable[Any]],
-        audio: AudioSource,
-        settings: DecodeSettings,
-    ) -> None:
-        self._load = task
-        self._run = run
-        self._audio = audio
-        self._settings = settings
-        self._windows: Iterator[Window] | None = None
-        # Of a module that imports NumPy, so it is set when the audio is opened.
-        self._summarize: Callable[..., Transcription] | None = None
-        self._segments: deque[Segment] = deque()
-        self._done: list[Window] = []
-        self._duration_s = 0.0
-
-    @property
-    def duration_s(self) -> float:
-        """Length of the audio in seconds; 0 before the first segment."""
-        return self._duration_s
-
-    @property
-    def done_s(self) -> float:
-        """End of the audio that is decoded, in seconds."""
-        return self._done[-1].end_s if self._done else 0.0
-
-    @property
-    def so_far(self) -> Transcription | None:
-        """All that is decoded, as one transcription; None before the first window."""
-        if self._summarize is None or not self._done:
-            return None
-        return self._summarize(self._done, duration_s=self._duration_s)
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Segment:
-        """Return the next segment; decode windows until there is one."""
-        while not self._segments:
-            if not await self.decode_window():
-                raise StopAsyncIteration
-        return self._segments.popleft()
-
-    def close(self) -> None:
-        """Drop the model. What was decoded may still be read."""
-        self._windows = None
-
-    async def decode_window(self) -> bool:
-        """Decode the next window of 30 s and return whether there was one.
-
-        Always a cancellation point.
-        """
-        if self._windows is None:
-            self._windows = await self._run(self._open_windows, Lane.READ)
-        more: bool = await self._run(partial(self._keep_next, self._windows), Lane.COMPUTE)
-        if not more:
-            self._windows = iter(())  # so that the mel is freed
-        return more
-
-    def _keep_next(self, windows: Iterator[Window]) -> bool:
-        """Decode and keep a window, in one job: a cancel just after it loses nothing."""
-        window = next(windows, None)
-        if window is None:
-            return False
-        self._done.append(window)
-        self._segments.extend(window.segments)
-        return True
-
-    def _open_windows(self) -> Iterator[Window]:
-        # Imported here, in one of the engine's threads: NumPy, and what decodes.
-        from fastwhisper.transcribing import mel, windows  # noqa: PLC0415  both import NumPy
-
-        model = self._load.readiness.model()
-        audio = mel.compute_mel(self._audio, n_mels=model.dims.n_mels, check=threads.check)
-        self._duration_s = audio.duration_s
-        self._summarize = windows.summarize
-        return windows.transcribe_windows(
-            model, audio, self._settings, fp16=self._load.dtype == "float16", check=threads.check
-        )
-
-
-def _detach(audio: AudioSource) -> AudioSource:
-    """Return samples that may cross threads: an MLX array, which may be lazy, is copied."""
-    mlx = sys.modules.get("mlx.core")
-    if mlx is not None and isinstance(audio, mlx.array):
-        from fastwhisper.transcribing.samples import to_samples  # noqa: PLC0415  imports NumPy
-
-        return to_samples(audio)
-    return audio

@@ -24,6 +24,7 @@ __all__ = [
     "Segment",
     "Span",
     "Stage",
+    "TranscribeProgress",
     "Transcription",
     "WhisperModel",
     "Word",
@@ -285,6 +286,19 @@ class Segment:
     temperature: float
     words: tuple[Word, ...] | None
     seek_frames: int
+
+
+@dataclass(frozen=True, slots=True)
+class TranscribeProgress:
+    """The progress of one transcription, after a window.
+
+    Attributes:
+        done_s: End of the audio that is done, in seconds from the audio's start.
+        duration_s: Length of the audio in seconds.
+    """
+
+    done_s: float
+    duration_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,12 +22,13 @@ LAYERS = {
     "sources": 3,
     "transcribing": 4,
     "loading": 5,
-    "session": 6,
-    "compat": 6,
-    "quantizing": 6,
-    "cli": 7,
-    "__main__": 8,
-    "__init__": 9,
+    "stream": 6,
+    "session": 7,
+    "compat": 7,
+    "quantizing": 7,
+    "cli": 8,
+    "__main__": 9,
+    "__init__": 10,
 }
 """The layer of each room. A room imports rooms of lower layers only; types count too."""
 

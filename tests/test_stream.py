@@ -17,7 +17,7 @@ import mlx.core as mx
 import pytest
 
 import fastwhisper
-from fastwhisper import SessionClosedError
+from fastwhisper import SessionClosedError, TranscribeProgress
 from fastwhisper.engine import tasks, threads
 from fastwhisper.transcribing.window_decoder import WindowDecoder
 from tests.helpers.audio import noise, wav_bytes
@@ -105,6 +105,68 @@ async def test_a_segment_comes_before_the_next_window(
         ]
     assert seen == [(0.0, 1, 30.0), (30.0, 2, 60.0), (60.0, 3, 65.0)]
     assert stream.duration_s == 65.0
+
+
+async def test_progress_after_each_window(model: Path, minute: np.ndarray) -> None:
+    """`on_progress` hears of each window on the loop's thread, and before its first segment."""
+    heard: list[tuple[TranscribeProgress, int]] = []
+
+    def report(progress: TranscribeProgress) -> None:
+        heard.append((progress, threading.get_ident()))
+
+    expected = [TranscribeProgress(end_s, 65.0) for end_s in (30.0, 60.0, 65.0)]
+    here = threading.get_ident()
+    async with fastwhisper.open(model) as session:
+        await session.transcribe(minute, on_progress=report, **SHORT)
+        assert heard == [(progress, here) for progress in expected]
+        heard.clear()
+        stream = session.stream(minute, on_progress=report, **SHORT)
+        counts = [len(heard) async for _ in stream]
+    assert counts == [1, 2, 3]
+    assert [progress for progress, _ in heard] == expected
+
+
+async def test_progress_in_silence(model: Path, minute: np.ndarray) -> None:
+    """Windows without a segment are progress too."""
+    heard: list[float] = []
+    silence: Any = {**SHORT, "no_speech_threshold": 0.0, "logprob_threshold": None}
+    async with fastwhisper.open(model) as session:
+        stream = session.stream(minute, on_progress=lambda now: heard.append(now.done_s), **silence)
+        assert [segment async for segment in stream] == []
+    assert heard == [30.0, 60.0, 65.0]
+
+
+async def test_what_on_progress_raises_fails_the_transcription(
+    model: Path, minute: np.ndarray, turnstile: Turnstile
+) -> None:
+    """The very exception comes out, bare; no further window is decoded; the session goes on."""
+    mine = ZeroDivisionError("mine")
+
+    def fail(progress: TranscribeProgress) -> None:
+        if progress.done_s > 30:
+            raise mine
+
+    async with fastwhisper.open(model) as session:
+        with pytest.raises(ZeroDivisionError) as caught:
+            await session.transcribe(minute, on_progress=fail, **SHORT)
+        assert caught.value is mine
+        assert len(turnstile.entered) == 2
+        stream = session.stream(minute, on_progress=fail, **SHORT)
+        await anext(stream)
+        with pytest.raises(ZeroDivisionError) as caught:
+            await anext(stream)
+        assert caught.value is mine
+        assert (await session.transcribe(minute[:16_000], **SHORT)).segments
+
+
+async def test_an_mlx_array_is_heard_as_it_was_given(model: Path) -> None:
+    """Items that are assigned later, which makes the array lazy again, are another array's."""
+    samples = mx.array(noise(2))
+    async with fastwhisper.open(model) as session:
+        expected = await session.transcribe(noise(2), **SHORT)
+        stream = session.stream(samples, **SHORT)
+        samples[:16_000] = 0
+        assert [segment async for segment in stream] == list(expected.segments)
 
 
 async def test_nothing_runs_between_two_segments(

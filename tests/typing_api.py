@@ -24,6 +24,7 @@ from fastwhisper import (
     Ready,
     Segment,
     Session,
+    TranscribeProgress,
     Transcription,
     WhisperModel,
 )
@@ -51,6 +52,13 @@ async def opening() -> None:
         )
         async for segment in session.stream(Path("a.wav"), word_timestamps=True):
             assert_type(segment, Segment)
+        assert_type(await session.detect_language("a.wav"), Mapping[str, float])
+        await session.transcribe(
+            "a.wav",
+            carry_initial_prompt=True,
+            languages=("en", "de"),
+            on_progress=lambda progress: assert_type(progress, TranscribeProgress),
+        )
         match session.state:
             case Loading() | Closed():
                 pass

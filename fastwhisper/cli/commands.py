@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
     from fastwhisper.cli.writers import Format
-    from fastwhisper.session import SegmentStream, Session
+    from fastwhisper.session import Session
     from fastwhisper.sources.find import Location
-    from fastwhisper.values import DtypeName, Transcription
+    from fastwhisper.values import DtypeName, TranscribeProgress, Transcription
 
 __all__ = ["cache", "find_wrong_option", "inspect", "pull", "quantize", "transcribe"]
 
@@ -148,13 +148,13 @@ async def _transcribe_file(
     if audio == "-" and sys.stdin is None:
         raise AudioError("-", "stdin is closed: pipe a recording into it, or name a file")
     source = sys.stdin.buffer if audio == "-" else audio
-    stream = session.stream(source, **_decode_options(options))
-    report = _report_audio(bars, audio, stream)
+    stream = session.stream(
+        source, on_progress=_report_audio(bars, audio), **_decode_options(options)
+    )
     try:
         async for segment in stream:
             if options.verbose:
                 print(segment.text.strip(), flush=True)
-            report()
     finally:
         # Also when interrupted: what has been decoded is written, and the file is whole.
         if stream.so_far is not None:
@@ -344,9 +344,9 @@ def _report_load(bars: Bars | None) -> Callable[[Progress], None] | None:
     return report
 
 
-def _report_audio(bars: Bars | None, audio: str, stream: SegmentStream) -> Callable[[], None]:
+def _report_audio(bars: Bars | None, audio: str) -> Callable[[TranscribeProgress], None] | None:
     """Build the callback that shows how much of an audio is decoded."""
     if bars is None:
-        return lambda: None
+        return None
     row = bars.add_task(audio, total=None)
-    return lambda: bars.update(row, completed=stream.done_s, total=stream.duration_s)
+    return lambda now: bars.update(row, completed=now.done_s, total=now.duration_s)

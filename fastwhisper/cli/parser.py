@@ -133,6 +133,12 @@ def _add_text(group: argparse._ArgumentGroup) -> None:
     # What is not given is left to the session's defaults.
     add = partial(group.add_argument, default=argparse.SUPPRESS)
     add(
+        "--languages",
+        type=_parse_languages,
+        metavar="LIST",
+        help="languages to detect among, such as en,de (default: all that the model knows)",
+    )
+    add(
         "--seed",
         type=int,
         metavar="N",
@@ -163,6 +169,12 @@ def _add_text(group: argparse._ArgumentGroup) -> None:
         "(default: -1)",
     )
     add("--initial-prompt", metavar="TEXT", help="prompt of the first window (default: no prompt)")
+    add(
+        "--carry-initial-prompt",
+        type=_parse_flag,
+        metavar=_TRUE_OR_FALSE,
+        help="begin the prompt of every window with the initial prompt (default: False)",
+    )
     add(
         "--condition-on-previous-text",
         type=_parse_flag,
@@ -321,6 +333,13 @@ def _parse_language(text: str) -> str:
         nearest = suggest(text.lower(), names, otherwise="")
         detail = f"unknown language {text!r}; {nearest}" if nearest else str(error)
         raise argparse.ArgumentTypeError(detail) from error
+    return text
+
+
+def _parse_languages(text: str) -> str:
+    """Return names of languages, separated by commas, as they are; refuse an unknown one."""
+    for name in text.split(","):
+        _parse_language(name.strip())
     return text
 
 

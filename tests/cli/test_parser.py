@@ -143,6 +143,10 @@ def test_command_that_is_like_none_lists_them(capsys: pytest.CaptureFixture[str]
         (["a.wav", "--best-of", "many"], "invalid"),
         (["a.wav", "--language", "klingon"], "unknown language 'klingon'"),
         (["a.wav", "--language", "Germn"], "unknown language 'Germn'; did you mean 'german'?"),
+        (["a.wav", "--languages", "en,Germn"], "unknown language 'Germn'; did you mean 'german'?"),
+        (["a.wav", "--languages", ""], "unknown language ''"),
+        (["a.wav", "--languages", "en,de", "--language", "en"], "are both given"),
+        (["a.wav", "--carry-initial-prompt", "yes"], "unknown value 'yes'; give True or False"),
         (["a.wav", "--output-format", "jason"], "did you mean 'json'?"),
         (["a.wav", "--task", "translte"], "did you mean 'translate'?"),
         (["a.wav", "--temperature", "-1"], "temperature"),
@@ -172,7 +176,8 @@ def test_every_flag_arrives(
     """Flags become the options of `Session.stream`; what isn't given is left to it."""
     given: list[dict[str, Any]] = []
 
-    def stream(_: Session, audio: object, **options: Any) -> None:
+    def stream(_: Session, audio: object, *, on_progress: object, **options: Any) -> None:
+        assert on_progress is None  # stderr is no terminal
         given.append(options)
         raise AudioError(str(audio), "seen enough")
 
@@ -182,6 +187,7 @@ def test_every_flag_arrives(
     flags = (
         "--language Spanish --task translate --seed 3 --temperature 0.5 --best-of 2 "
         "--length-penalty 0.5 --suppress-tokens=-1,5 --initial-prompt Hello "
+        "--carry-initial-prompt True "
         "--condition-on-previous-text False --compression-ratio-threshold None "
         "--logprob-threshold -0.5 --no-speech-threshold 0.1 --word-timestamps True "
         "--prepend-punctuations ( --append-punctuations ) "
@@ -199,6 +205,7 @@ def test_every_flag_arrives(
             "length_penalty": 0.5,
             "suppress_tokens": "-1,5",
             "initial_prompt": "Hello",
+            "carry_initial_prompt": True,
             "condition_on_previous_text": False,
             "compression_ratio_threshold": None,
             "logprob_threshold": -0.5,
@@ -210,6 +217,9 @@ def test_every_flag_arrives(
             "clip_timestamps": "1,2",
         },
     ]
+    given.clear()
+    assert run("transcribe", "--model", model, "--languages", "en, German", "a.wav") == 1
+    assert given == [{**none, "languages": "en, German"}]
 
 
 @pytest.mark.parametrize(

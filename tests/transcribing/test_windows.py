@@ -225,7 +225,7 @@ def test_a_carried_prompt_begins_every_prompt(english: Whisper, prompts: list[li
     """The end of the text before follows it, as far as there is room."""
     audio = compute_mel(noise(95), n_mels=80)
     options: dict[str, Any] = {"temperature": 0.0, "sample_len": 40, "without_timestamps": True}
-    names = {"initial_prompt": " Siobhan, Xochitl ", "carry_initial_prompt": True}
+    names: dict[str, Any] = {"initial_prompt": " Siobhan, Xochitl ", "carry_initial_prompt": True}
     windows = list(windows_of(english, audio, **options, **names))
     carried = encode(" Siobhan, Xochitl")
     text = [[t for segment in window.segments for t in segment.tokens] for window in windows]
@@ -251,7 +251,7 @@ def test_a_carried_prompt_outlives_the_text_before(
     """Where the text before is no prompt, the carried prompt is; otherwise nothing is."""
     audio = compute_mel(noise(65), n_mels=80)
     options = {"sample_len": 5, "without_timestamps": True, **options}
-    names = {"initial_prompt": "Siobhan", "carry_initial_prompt": carry}
+    names: dict[str, Any] = {"initial_prompt": "Siobhan", "carry_initial_prompt": carry}
     list(windows_of(english, audio, **options, **names))
     later = encode(" Siobhan") if carry else []
     assert prompts == [encode(" Siobhan"), later, later]

@@ -1,0 +1,147 @@
+"""The work on one audio of an open model: its stream of segments, and its language."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
+
+from fastwhisper.engine import threads
+from fastwhisper.engine.threads import Lane
+from fastwhisper.values import TranscribeProgress
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from fastwhisper.loading.load import LoadTask
+    from fastwhisper.transcribing.samples import AudioSource
+    from fastwhisper.transcribing.windows import Window
+    from fastwhisper.values import Segment, Transcription
+    from fastwhisper.whisper.options import DecodeSettings
+
+    Run: TypeAlias = Callable[[Callable[[], Any], Lane], Awaitable[Any]]
+
+__all__ = ["SegmentStream", "detach", "detect_language"]
+
+
+class SegmentStream:
+    """The segments of one audio, window by window. `Session.stream` makes it."""
+
+    def __init__(
+        self,
+        task: LoadTask,
+        run: Run,
+        audio: AudioSource,
+        settings: DecodeSettings,
+        on_progress: Callable[[TranscribeProgress], object] | None,
+    ) -> None:
+        self._load = task
+        self._run = run
+        self._audio = audio
+        self._settings = settings
+        self._on_progress = on_progress
+        self._windows: Iterator[Window] | None = None
+        # Of a module that imports NumPy, so it is set when the audio is opened.
+        self._summarize: Callable[..., Transcription] | None = None
+        self._segments: deque[Segment] = deque()
+        self._done: list[Window] = []
+        self._duration_s = 0.0
+
+    @property
+    def duration_s(self) -> float:
+        """Length of the audio in seconds; 0 before the first segment."""
+        return self._duration_s
+
+    @property
+    def done_s(self) -> float:
+        """End of the audio that is decoded, in seconds."""
+        return self._done[-1].end_s if self._done else 0.0
+
+    @property
+    def so_far(self) -> Transcription | None:
+        """All that is decoded, as one transcription; None before the first window."""
+        if self._summarize is None or not self._done:
+            return None
+        return self._summarize(self._done, duration_s=self._duration_s)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Segment:
+        """Return the next segment; decode windows until there is one."""
+        while not self._segments:
+            if not await self.decode_window():
+                raise StopAsyncIteration
+        return self._segments.popleft()
+
+    def close(self) -> None:
+        """Drop the model. What was decoded may still be read."""
+        self._windows = None
+
+    async def decode_window(self) -> bool:
+        """Decode the next window of 30 s and return whether there was one.
+
+        Always a cancellation point.
+        """
+        if self._windows is None:
+            self._windows = await self._run(self._open_windows, Lane.READ)
+        more: bool = await self._run(partial(self._keep_next, self._windows), Lane.COMPUTE)
+        if not more:
+            self._windows = iter(())  # so that the mel is freed
+        elif self._on_progress is not None:
+            self._on_progress(TranscribeProgress(self.done_s, self._duration_s))
+        return more
+
+    def _keep_next(self, windows: Iterator[Window]) -> bool:
+        """Decode and keep a window, in one job: a cancel just after it loses nothing."""
+        window = next(windows, None)
+        if window is None:
+            return False
+        self._done.append(window)
+        self._segments.extend(window.segments)
+        return True
+
+    def _open_windows(self) -> Iterator[Window]:
+        # Imported here, in one of the engine's threads: NumPy, and what decodes.
+        from fastwhisper.transcribing import mel, windows  # noqa: PLC0415  both import NumPy
+
+        model = self._load.readiness.model()
+        audio = mel.compute_mel(self._audio, n_mels=model.dims.n_mels, check=threads.check)
+        self._duration_s = audio.duration_s
+        self._summarize = windows.summarize
+        return windows.transcribe_windows(
+            model, audio, self._settings, fp16=self._load.dtype == "float16", check=threads.check
+        )
+
+
+async def detect_language(task: LoadTask, run: Run, audio: AudioSource) -> dict[str, float]:
+    """Compute the probability of each language in the first 30 s; see `Session.detect_language`."""
+    detect = await run(partial(_open_detection, task, detach(audio)), Lane.READ)
+    found: dict[str, float] = await run(detect, Lane.COMPUTE)
+    return found
+
+
+def _open_detection(task: LoadTask, audio: AudioSource) -> Callable[[], dict[str, float]]:
+    """Compute the mel of the first 30 s, and return the function that does the rest."""
+    # Imported here, in one of the engine's threads: NumPy, and what decodes.
+    from fastwhisper.transcribing import language  # noqa: PLC0415
+
+    n_mels = task.readiness.model().dims.n_mels
+    mel = language.compute_first_mel(audio, n_mels=n_mels, check=threads.check)
+    fp16 = task.dtype == "float16"
+    # It asks for the model again, so that nothing keeps the model of a session that was left.
+    return lambda: language.detect_languages(
+        task.readiness.model(), mel, fp16=fp16, check=threads.check
+    )
+
+
+def detach(audio: AudioSource) -> AudioSource:
+    """Return samples that may cross threads: an MLX array, which may be lazy, is evaluated."""
+    mlx = sys.modules.get("mlx.core")
+    if mlx is None or not isinstance(audio, mlx.array):
+        return audio
+    # Another array of the same data: what the caller assigns to items of his own is lazy again.
+    own: AudioSource = mlx.array(audio)
+    mlx.eval(own)
+    return own

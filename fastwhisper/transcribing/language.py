@@ -1,0 +1,46 @@
+"""The first 30 s of an audio -> how probable each language is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastwhisper.transcribing.mel import compute_mel
+from fastwhisper.transcribing.samples import read_blocks
+from fastwhisper.transcribing.window_decoder import WindowDecoder
+from fastwhisper.whisper.options import DecodeSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fastwhisper.transcribing.mel import MelAudio
+    from fastwhisper.transcribing.samples import AudioSource
+    from fastwhisper.whisper.network import Whisper
+
+__all__ = ["compute_first_mel", "detect_languages"]
+
+
+def compute_first_mel(source: AudioSource, *, n_mels: int, check: Callable[[], None]) -> MelAudio:
+    """Compute the mel of the first 30 s of an audio. What follows them is not decoded.
+
+    Arguments and errors are those of `compute_mel`.
+    """
+    return compute_mel(next(read_blocks(source, check=check)), n_mels=n_mels, check=check)
+
+
+def detect_languages(
+    model: Whisper, audio: MelAudio, *, fp16: bool, check: Callable[[], None]
+) -> dict[str, float]:
+    """Compute the probability of each language that a network knows.
+
+    Args:
+        model: The network. All its arrays are evaluated.
+        audio: The mel. Its first 30 s are looked at.
+        fp16: Compute in float16, for a float16 network.
+        check: Called before the encoder; may raise to cancel.
+
+    Returns:
+        The probabilities, 0 to 1, by code, in descending order.
+    """
+    decoder = WindowDecoder(model, audio, DecodeSettings(), fp16=fp16, check=check)
+    found = decoder.detect_language()
+    return dict(sorted(found.items(), key=lambda item: item[1], reverse=True))
