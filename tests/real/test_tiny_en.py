@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import fastwhisper
-from tests.helpers.audio import SENTENCE
+from fastwhisper.transcribing.samples import load_audio
+from tests.helpers.audio import SAMPLE_RATE, SENTENCE
 from tests.helpers.interpreter import WATCHDOG_S, run_python, start_python
 from tests.helpers.modules import assert_same_module
 from tests.helpers.tiny_models import huggingface_config, write_arrays
@@ -41,6 +42,43 @@ async def test_says_what_was_said(tiny_en_ct2: Path, sample: Path) -> None:
     assert result.language == "en"
     assert result.segments[0].start_s == 0.0
     assert 8 < result.duration_s < 9
+
+
+@pytest.mark.slow
+@pytest.mark.anyio
+@pytest.mark.parametrize("carry", [False, True])
+async def test_a_carried_prompt_spells_names_to_the_end(
+    tiny_en_ct2: Path, sample: Path, *, carry: bool
+) -> None:
+    """The prompt's spelling holds for 30 s, and with `carry_initial_prompt` after them too."""
+    window = np.zeros(30 * SAMPLE_RATE, np.float32)
+    samples = load_audio(sample)
+    window[: len(samples)] = samples
+    async with fastwhisper.open(tiny_en_ct2) as session:
+        result = await session.transcribe(
+            np.tile(window, 2),
+            temperature=0,
+            initial_prompt="Good mourning, the Wether in the Norfolk and the Sowth.",
+            carry_initial_prompt=carry,
+            condition_on_previous_text=False,
+            clip_timestamps=(0, 30, 30, 60),
+        )
+    said = [
+        words("".join(segment.text for segment in result.segments if segment.seek_frames == seek))
+        for seek in (0, 3000)
+    ]
+    assert "wether" in said[0]
+    assert ("wether" in said[1], "weather" in said[1]) == (carry, not carry)
+
+
+@pytest.mark.slow
+@pytest.mark.anyio
+async def test_an_english_model_knows_one_language(tiny_en_ct2: Path, sample: Path) -> None:
+    """tiny.en detects English, and refuses to detect among others."""
+    async with fastwhisper.open(tiny_en_ct2) as session:
+        assert await session.detect_language(sample) == {"en": 1.0}
+        with pytest.raises(ValueError, match="English only"):
+            await session.transcribe(sample, languages=("de", "fr"))
 
 
 @pytest.mark.slow
