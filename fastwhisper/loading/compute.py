@@ -77,10 +77,9 @@ class Compute:
     def build(self) -> Whisper:
         """Build the network without weights."""
         # Imported beside the read, which need not wait for it: 40 ms.
-        from fastwhisper.whisper.params import UNPACK_ROWS, build_module  # noqa: PLC0415
+        from fastwhisper.whisper.params import build_module  # noqa: PLC0415
 
-        unpack_rows = None if self.on_gpu else UNPACK_ROWS
-        return build_module(self.checkpoint, dtype=self.network_dtype, unpack_rows=unpack_rows)
+        return build_module(self.checkpoint, dtype=self.network_dtype, for_cpu=not self.on_gpu)
 
     def apply(self, module: nn.Module, params: Mapping[str, mx.array]) -> None:
         """Put the weights into the network.

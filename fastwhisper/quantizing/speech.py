@@ -52,7 +52,7 @@ def read_calibration_windows(model: Whisper) -> Iterator[CalibrationWindow]:
             result = decoder.decode(features, [], start_frame=0)
             text = result.tokens if result.compression_ratio <= _MAX_COMPRESSION_RATIO else []
             yield CalibrationWindow(
-                mel=mx.array(mel.mel[:WINDOW_FRAMES]),
+                mel=mel.window(0, WINDOW_FRAMES),
                 features=features,
                 tokens=(*decoder.tokenizer.sot_sequence, *text),
             )

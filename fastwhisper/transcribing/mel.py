@@ -1,8 +1,7 @@
-"""Samples -> Whisper's log-mel input.
+"""Samples -> Whisper's log-mel input, on the device that the network runs on.
 
-A file is decoded block by block and only its mel is kept: 115 MB for one hour at 80 filters. An
-MLX array that is not evaluated works only in the thread that made it, so samples, filters and mel
-are NumPy arrays.
+A file is decoded block by block and only its mel is kept: 115 MB for one hour at 80 filters. Every
+block is evaluated in the thread that computed it, so any thread may use it.
 """
 
 from __future__ import annotations
@@ -34,23 +33,50 @@ _HOP_SAMPLES: Final = SAMPLE_RATE // FRAMES_PER_SECOND
 
 _EDGE_SAMPLES: Final = _FFT_SAMPLES // 2
 _WINDOW_SAMPLES: Final = WINDOW_FRAMES * _HOP_SAMPLES
-_GROW_FRAMES: Final = 10 * WINDOW_FRAMES
+
+_SILENCE: Final = 1e-10
+"""The lowest energy."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MelAudio:
-    """The log-mel input of one audio, and of the 30 s of silence that Whisper expects after it.
+    """The log-mel input of one audio, before it is scaled.
 
     Attributes:
-        mel: Scaled log10 energies. Shape (content_frames + 3000, n_mels), float32; one frame is
-            10 ms.
-        content_frames: Frames before the added silence.
+        blocks: Log10 energies, evaluated. Shapes (3000, n_mels), float32; the last one is shorter,
+            and behind it there is silence. One frame is 10 ms.
+        lowest: What lower energies are raised to: the largest one less 8. Shape (), float32.
+        content_frames: Frames of the audio.
         duration_s: Length of the audio in seconds.
     """
 
-    mel: FloatArray
+    blocks: tuple[mx.array, ...]
+    lowest: mx.array
     content_frames: int
     duration_s: float
+
+    def window(self, start_frame: int, frames: int) -> mx.array:
+        """Return the network's input for one window.
+
+        Args:
+            start_frame: First frame.
+            frames: Frames of the window, at most 3000. Frames behind the audio are silence.
+
+        Returns:
+            Scaled log10 energies, and zeros behind `frames`. Shape (3000, n_mels), float32, not
+            evaluated.
+
+        Source:
+            Radford et al. 2022, section 2.2; `pad_or_trim` in `transcribe` of openai/whisper.
+        """
+        first, offset = divmod(start_frame, WINDOW_FRAMES)
+        parts = [
+            block[offset * (n == 0) :] for n, block in enumerate(self.blocks[first : first + 2])
+        ]
+        n_mels = self.blocks[0].shape[1]
+        log = mx.concatenate([*parts, mx.full((frames, n_mels), _SILENCE).log10()])[:frames]
+        scaled = (mx.maximum(log, self.lowest) + 4) / 4
+        return mx.pad(scaled, [(0, WINDOW_FRAMES - frames), (0, 0)])
 
 
 def compute_mel(
@@ -66,7 +92,7 @@ def compute_mel(
         check: Called between blocks; may raise to cancel.
 
     Returns:
-        The mel of the audio and of 30 s of silence after it.
+        The mel of the audio.
 
     Raises:
         AudioError: The source is not audio, or can't be read; the message says which.
@@ -89,14 +115,7 @@ def compute_mel(
     for block in blocks:
         stream.push(block)
         samples += len(block)
-    # The edge after the added silence mirrors silence.
-    stream.push(np.zeros(_WINDOW_SAMPLES + _EDGE_SAMPLES, np.float32))
-    content_frames = samples // _HOP_SAMPLES
-    return MelAudio(
-        mel=stream.finish(content_frames + WINDOW_FRAMES),
-        content_frames=content_frames,
-        duration_s=samples / SAMPLE_RATE,
-    )
+    return stream.finish(samples)
 
 
 def make_silent_window(n_mels: int) -> MelAudio:
@@ -105,18 +124,22 @@ def make_silent_window(n_mels: int) -> MelAudio:
     Args:
         n_mels: Number of filters, 80 or 128.
     """
-    mel = np.zeros((2 * WINDOW_FRAMES, n_mels), np.float32)
-    return MelAudio(mel, content_frames=WINDOW_FRAMES, duration_s=0.0)
+    block = mx.full((WINDOW_FRAMES, n_mels), _SILENCE).log10()
+    lowest = block.max() - 8
+    mx.eval(block, lowest)
+    return MelAudio((block,), lowest, content_frames=WINDOW_FRAMES, duration_s=0.0)
 
 
 class _MelStream:
     """Samples in, mel out. Keeps the mel, and at most one window of samples."""
 
     def __init__(self, n_mels: int) -> None:
-        self._filters = read_mel_filters(n_mels)
+        self._filters = mx.array(read_mel_filters(n_mels))
+        self._taper = mx.array(np.hanning(_FFT_SAMPLES + 1)[:-1].astype(np.float32))
         self._pending = np.empty(0, np.float32)
-        self._log = np.empty((0, n_mels), np.float32)
-        self._frames = 0
+        self._blocks: list[mx.array] = []
+        # All audio is followed by silence.
+        self._largest = mx.array(_SILENCE).log10()
 
     def push(self, samples: FloatArray) -> None:
         """Add samples. Shape (samples,), float32, of any length."""
@@ -125,33 +148,33 @@ class _MelStream:
         while len(self._pending) >= _WINDOW_SAMPLES + _FFT_SAMPLES:
             self._compute(WINDOW_FRAMES)
 
-    def finish(self, frames: int) -> FloatArray:
-        """Return the scaled mel of the first `frames` frames. Shape (frames, n_mels), float32."""
-        self._compute(frames - self._frames)
-        # Resized in place, because a view would keep all of the memory.
-        self._log.resize((frames, self._log.shape[1]), refcheck=False)
-        log = self._log
-        np.maximum(log, log.max() - np.float32(8), out=log)
-        log += np.float32(4)
-        log /= np.float32(4)
-        return log
+    def finish(self, samples: int) -> MelAudio:
+        """Return the mel of all samples, of which there were `samples`."""
+        # The frames behind these are computed from silence alone.
+        frames = -(-(samples + _EDGE_SAMPLES) // _HOP_SAMPLES)
+        missing = frames - len(self._blocks) * WINDOW_FRAMES
+        silence = missing * _HOP_SAMPLES + _FFT_SAMPLES - len(self._pending)
+        self.push(np.zeros(max(silence, 0), np.float32))
+        missing = frames - len(self._blocks) * WINDOW_FRAMES
+        if missing > 0:
+            self._compute(missing)
+        lowest = self._largest - 8
+        mx.eval(lowest)
+        return MelAudio(
+            tuple(self._blocks),
+            lowest,
+            content_frames=samples // _HOP_SAMPLES,
+            duration_s=samples / SAMPLE_RATE,
+        )
 
     def _compute(self, frames: int) -> None:
-        """Compute the next `frames` frames, and drop the samples that no later frame needs."""
-        if frames == 0:
-            return
-        end = self._frames + frames
-        if end > len(self._log):
-            # `resize` moves memory pages; a new array would hold two copies for a moment.
-            self._log.resize((end + _GROW_FRAMES, self._log.shape[1]), refcheck=False)
-        self._log[self._frames : end] = _log_energies(self._pending, frames, self._filters)
-        self._pending = self._pending[frames * _HOP_SAMPLES :].copy()
-        self._frames = end
-
-
-def _log_energies(samples: FloatArray, frames: int, filters: FloatArray) -> FloatArray:
-    """Return log10 energies before scaling. Shape (frames, n_mels), float32."""
-    taper = mx.array(np.hanning(_FFT_SAMPLES + 1)[:-1])
-    framed = mx.as_strided(mx.array(samples), [frames, _FFT_SAMPLES], [_HOP_SAMPLES, 1])
-    energies = mx.fft.rfft(framed * taper).abs().square() @ mx.array(filters).T
-    return np.array(mx.maximum(energies, 1e-10).log10())
+        """Compute the next block of frames, and drop the samples that no later frame needs."""
+        samples = mx.array(self._pending)
+        self._pending = self._pending[frames * _HOP_SAMPLES :]
+        framed = mx.as_strided(samples, [frames, _FFT_SAMPLES], [_HOP_SAMPLES, 1])
+        energies = mx.fft.rfft(framed * self._taper).abs().square() @ self._filters.T
+        log = mx.maximum(energies, _SILENCE).log10()
+        self._largest = mx.maximum(self._largest, log.max())
+        # Evaluated now, so that the samples are freed and any thread may use the block.
+        mx.eval(log, self._largest)
+        self._blocks.append(log)

@@ -11,10 +11,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 import mlx.core as mx
-import numpy as np
 
 from fastwhisper.transcribing.mel import WINDOW_FRAMES
-from fastwhisper.whisper.decoding import decode_window, detect_language
+from fastwhisper.whisper.decoding import Decoder, detect_language
 from fastwhisper.whisper.languages import LANGUAGES
 from fastwhisper.whisper.tokenizer import Tokenizer, read_tokenizer
 
@@ -79,6 +78,16 @@ class WindowDecoder:
         n_vocab = self.model.dims.n_vocab
         return read_tokenizer(n_vocab, language=self.language, task=self.settings.task)
 
+    @cached_property
+    def _decoder(self) -> Decoder:
+        return Decoder(
+            self.model,
+            self.tokenizer,
+            self.settings,
+            compile_steps=not self.model.for_cpu,
+            check=self.check,
+        )
+
     def check_settings(self) -> None:
         """Check that the network knows the language and the tokens of the settings.
 
@@ -134,9 +143,8 @@ class WindowDecoder:
             return self._encoded[2]
         self._encoded = None
         self.check()
-        mel = np.zeros((WINDOW_FRAMES, self.audio.mel.shape[1]), np.float32)
-        mel[:frames] = self.audio.mel[start_frame : start_frame + frames]
-        features = self.model.encoder(mx.array(mel).astype(self._dtype)[None])[0]
+        mel = self.audio.window(start_frame, frames).astype(self._dtype)
+        features = self.model.encoder(mel[None])[0]
         mx.eval(features)
         self._encoded = (start_frame, frames, features)
         return features
@@ -156,15 +164,8 @@ class WindowDecoder:
         Returns:
             The first result that passes, or the last one.
         """
-        return decode_window(
-            self.model,
-            features,
-            self.tokenizer,
-            self.settings,
-            prompt=prompt,
-            key=mx.random.key(self._seed ^ start_frame << 32),
-            check=self.check,
-        )
+        key = mx.random.key(self._seed ^ start_frame << 32)
+        return self._decoder.decode(features[None], [prompt], [key])[0]
 
     def detect_language(self) -> dict[str, float]:
         """Compute the probability, 0 to 1, of each language that the network knows, by its code.

@@ -82,7 +82,7 @@ def align_words(
     # A window may have as many tokens as the context. The start and the end need room in it too.
     tokens = tokens[: model.dims.n_text_ctx - len(start) - 1]
     inputs = mx.array([[*start, *tokens, tokenizer.eot]])
-    logits, _, scores = model.decoder(inputs, features[None])
+    logits, scores = model.decoder(inputs, features[None])
     # The logits at a token are those of the next token.
     first = len(start) - 1
     text_probs = mx.softmax(logits[0, first:-2, : tokenizer.eot], axis=-1, precise=True)

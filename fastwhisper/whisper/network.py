@@ -3,8 +3,9 @@
 The attributes have the names of a checkpoint's tensors. A new network has no weights: its
 parameters are lazy arrays of zeros, as layers.py says.
 
-This is the plain form of the network, and the reference for every faster form. It computes the
-same operations in the same order as mlx_whisper 0.4.3, so results are equal to the last bit.
+The decoder has two forms. A call computes whole texts and returns the scores of the attention: it
+is the plain form, which word times need, and equals mlx_whisper 0.4.3 to the last bit. `step` adds
+tokens to a cache. It is the fast form, which writes text: each step computes only what is new.
 
 Source:
     Radford et al. 2022, section 2.2; parameter names of MLX checkpoints.
@@ -13,84 +14,24 @@ Source:
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import mlx.core as mx
 from mlx import nn
 
+from fastwhisper.whisper.attention import Attention
 from fastwhisper.whisper.languages import count_languages, is_multilingual
-from fastwhisper.whisper.layers import Conv1d, Embedding, Linear, Packing
+from fastwhisper.whisper.layers import UNPACK_ROWS, Conv1d, Embedding, Linear, Packing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from fastwhisper.values import Dimensions, ModulePrecision
+    from fastwhisper.whisper.attention import DecoderCache, KeyValues
 
-__all__ = ["AudioEncoder", "Block", "KeyValues", "TextDecoder", "Whisper", "compute_sinusoids"]
+__all__ = ["AudioEncoder", "Block", "TextDecoder", "Whisper", "compute_sinusoids"]
 
 _MAX_TIMESCALE: Final = 10_000
-
-
-class KeyValues(NamedTuple):
-    """The keys and values of one decoder block, which the next token needs again.
-
-    Attributes:
-        text: Keys and values of the tokens so far. Two arrays of shape (batch, tokens, state), of
-            the network's dtype.
-        audio: Keys and values of the encoded audio. Two arrays of shape (batch, 1500, state), of
-            the network's dtype.
-    """
-
-    text: tuple[mx.array, mx.array]
-    audio: tuple[mx.array, mx.array]
-
-
-class Attention(nn.Module):
-    """Multi-head attention."""
-
-    def __init__(self, state: int, heads: int, name: str, packings: Mapping[str, Packing]) -> None:
-        super().__init__()
-        self.heads = heads
-        for part in ("query", "key", "value", "out"):
-            self[part] = Linear(state, state, packings.get(f"{name}.{part}"), bias=part != "key")
-
-    def __call__(
-        self, x: mx.array, keys: mx.array, values: mx.array, mask: mx.array | None = None
-    ) -> tuple[mx.array, mx.array]:
-        """Compute the attention of `x` to keys and values. All arrays have the network's dtype.
-
-        Args:
-            x: Shape (batch, n, state).
-            keys: What `self.key` returned. Shape (batch, m, state).
-            values: What `self.value` returned. Shape (batch, m, state).
-            mask: Is added to the scores. Shape (n, m).
-
-        Returns:
-            The output, shape (batch, n, state), and the scores before the softmax, shape
-            (batch, heads, n, m).
-        """
-        mixed, scores = self.mix(self.query(x), keys, values, mask)
-        out: mx.array = self.out(mixed)
-        return out, scores
-
-    def mix(
-        self, query: mx.array, keys: mx.array, values: mx.array, mask: mx.array | None = None
-    ) -> tuple[mx.array, mx.array]:
-        """Return the weighted values, before the output layer, and the scores; see `__call__`."""
-        batch, length, state = query.shape
-        scale = (state // self.heads) ** -0.25
-        q = self._split(query).transpose(0, 2, 1, 3) * scale
-        k = self._split(keys).transpose(0, 2, 3, 1) * scale
-        v = self._split(values).transpose(0, 2, 1, 3)
-        scores = q @ k
-        if mask is not None:
-            scores = scores + mask
-        mixed = mx.softmax(scores, axis=-1, precise=True) @ v
-        return mixed.transpose(0, 2, 1, 3).reshape(batch, length, state), scores
-
-    def _split(self, x: mx.array) -> mx.array:
-        """Split the state into heads. Returns shape (batch, n, heads, state / heads)."""
-        return x.reshape(*x.shape[:2], self.heads, -1)
 
 
 class Block(nn.Module):
@@ -117,37 +58,59 @@ class Block(nn.Module):
 
     def encode(self, x: mx.array) -> mx.array:
         """Compute the block's output for audio. Shape (batch, positions, state)."""
-        h = self.attn_ln(x)
-        x = x + self.attn(h, self.attn.key(h), self.attn.value(h))[0]
+        x = x + self.attn.encode(self.attn_ln(x))
         return x + self._feed_forward(x)
 
-    def decode(
-        self, x: mx.array, audio: mx.array, mask: mx.array, cache: KeyValues | None
-    ) -> tuple[mx.array, KeyValues, mx.array]:
-        """Compute the block's output for tokens. All arrays have the network's dtype.
+    def decode(self, x: mx.array, audio: mx.array, mask: mx.array) -> tuple[mx.array, mx.array]:
+        """Compute the block's output for a whole text. All arrays have the network's dtype.
 
         Args:
             x: Shape (batch, n, state).
-            audio: The encoded audio. Shape (batch, 1500, state).
+            audio: The encoded audio. Shape (batch or 1, 1500, state).
             mask: Hides from each token the tokens after it. Shape (n, n).
-            cache: The cache of the tokens before; None at the first tokens.
 
         Returns:
-            The output, shape (batch, n, state); the cache for the next token; and the scores of
-            the attention to the audio, shape (batch, heads, n, 1500).
+            The output, shape (batch, n, state), and the scores of the attention to the audio,
+            shape (batch, heads, n, 1500).
         """
         h = self.attn_ln(x)
-        keys, values = self.attn.key(h), self.attn.value(h)
-        if cache is None:
-            audio_pair = self.cross_attn.key(audio), self.cross_attn.value(audio)
-        else:
-            keys = mx.concatenate([cache.text[0], keys], axis=1)
-            values = mx.concatenate([cache.text[1], values], axis=1)
-            audio_pair = cache.audio
-        x = x + self.attn(h, keys, values, mask)[0]
-        mixed, scores = self.cross_attn(self.cross_attn_ln(x), *audio_pair)
+        x = x + self.attn(h, self.attn.key(h), self.attn.value(h), mask)[0]
+        cross = self.cross_attn
+        mixed, scores = cross(self.cross_attn_ln(x), cross.key(audio), cross.value(audio))
         x = x + mixed
-        return x + self._feed_forward(x), KeyValues((keys, values), audio_pair), scores
+        return x + self._feed_forward(x), scores
+
+    def read(self, audio: mx.array) -> KeyValues:
+        """Compute the keys and values of encoded windows; see `DecoderCache.audio`."""
+        cross = self.cross_attn
+        return (
+            mx.contiguous(cross.split(cross.key(audio))),
+            mx.contiguous(cross.split(cross.value(audio))),
+        )
+
+    def step(self, x: mx.array, cache: DecoderCache, layer: int, mask: mx.array | None) -> mx.array:
+        """Compute the block's output for the next tokens, and add them to the cache.
+
+        Args:
+            x: Shape (rows, n, state).
+            cache: The cache. Its `length` does not change.
+            layer: Which block of the decoder this is.
+            mask: Hides from each token the tokens after it; None for one token. Shape (n, n).
+
+        Returns:
+            Shape (rows, n, state).
+        """
+        start, end = cache.length, cache.length + x.shape[1]
+        h = self.attn_ln(x)
+        keys, values = cache.text[layer]
+        keys[:, :, start:end] = self.attn.split(self.attn.key(h))
+        values[:, :, start:end] = self.attn.split(self.attn.value(h))
+        x = x + self.attn.attend(h, keys[:, :, :end], values[:, :, :end], mask)
+        # The rows of one window attend to the same audio, as if they were one text.
+        audio_keys, audio_values = cache.audio[layer]
+        h = self.cross_attn_ln(x).reshape(len(audio_keys), -1, x.shape[2])
+        x = x + self.cross_attn.attend(h, audio_keys, audio_values).reshape(x.shape)
+        return x + self._feed_forward(x)
 
     def _feed_forward(self, x: mx.array) -> mx.array:
         """Compute the feed-forward branch. Shape (batch, n, state)."""
@@ -211,33 +174,59 @@ class TextDecoder(nn.Module):
         mask = nn.MultiHeadAttention.create_additive_causal_mask(dims.n_text_ctx)
         self._mask = mask.astype(dtype)
 
-    def __call__(
-        self, tokens: mx.array, audio: mx.array, cache: list[KeyValues] | None = None
-    ) -> tuple[mx.array, list[KeyValues], list[mx.array]]:
-        """Compute the logits of the tokens that may come next.
+    def __call__(self, tokens: mx.array, audio: mx.array) -> tuple[mx.array, list[mx.array]]:
+        """Compute the logits after each token of whole texts, and the unfused scores.
 
         Args:
-            tokens: The first tokens of a text, or the next token. Shape (batch, n), int32.
+            tokens: Shape (batch, n), int32.
             audio: The encoded audio. Shape (batch or 1, 1500, state), of the network's dtype.
-            cache: What the call for the tokens before returned; None at the first tokens.
 
         Returns:
-            Logits, shape (batch, n, n_vocab); the cache for the next call; and for each block the
-            scores of the attention to the audio, shape (batch, heads, n, 1500). All have the
-            network's dtype.
+            Logits, shape (batch, n, n_vocab); and for each block the scores of the attention to
+            the audio, shape (batch, heads, n, 1500). Both have the network's dtype.
         """
         length = tokens.shape[1]
-        x = self.embed(tokens, start=0 if cache is None else cache[0].text[0].shape[1])
+        x = self.embed(tokens)
         mask = self._mask[:length, :length]
-        following: list[KeyValues] = []
         scores: list[mx.array] = []
-        for layer, block in enumerate(self.blocks):
-            before = None if cache is None else cache[layer]
-            x, key_values, audio_scores = block.decode(x, audio, mask, before)
-            following.append(key_values)
+        for block in self.blocks:
+            x, audio_scores = block.decode(x, audio, mask)
             scores.append(audio_scores)
+        return self.project(x), scores
+
+    def read(self, audio: mx.array) -> list[KeyValues]:
+        """Compute the keys and values of encoded windows, which every token attends to.
+
+        Args:
+            audio: Shape (windows, 1500, state), of the network's dtype.
+
+        Returns:
+            For each block two arrays; see `DecoderCache.audio`.
+        """
+        return [block.read(audio) for block in self.blocks]
+
+    def step(self, tokens: mx.array, cache: DecoderCache) -> mx.array:
+        """Compute the last block's output for the next tokens of each row.
+
+        Args:
+            tokens: The first tokens of a new cache, or the next token. Shape (rows, n), int32.
+            cache: Is changed: the tokens are added to it.
+
+        Returns:
+            The input of `project`. Shape (rows, n, state), of the network's dtype.
+        """
+        length = tokens.shape[1]
+        x = self.embed(tokens, start=cache.length)
+        mask = self._mask[:length, :length] if length > 1 else None
+        for layer, block in enumerate(self.blocks):
+            x = block.step(x, cache, layer, mask)
+        cache.length += length
+        return x
+
+    def project(self, x: mx.array) -> mx.array:
+        """Compute logits. Shapes (..., state) and (..., n_vocab), of the network's dtype."""
         logits: mx.array = self.token_embedding.as_linear(self.ln(x))
-        return logits, following, scores
+        return logits
 
     def embed(self, tokens: mx.array, *, start: int = 0) -> mx.array:
         """Compute the input of the first block.
@@ -259,6 +248,7 @@ class Whisper(nn.Module):
 
     Attributes:
         dims: Its sizes.
+        for_cpu: Whether the forms are used that are fast on a CPU.
         encoder: Log-mel audio -> features.
         decoder: Tokens and features -> logits.
         alignment_heads: (block, head) pairs of the cross-attention heads that attend to each word
@@ -266,6 +256,7 @@ class Whisper(nn.Module):
     """
 
     dims: Dimensions
+    for_cpu: bool
     encoder: AudioEncoder
     decoder: TextDecoder
     alignment_heads: mx.array
@@ -276,7 +267,7 @@ class Whisper(nn.Module):
         *,
         precision: Mapping[str, ModulePrecision] | None = None,
         dtype: mx.Dtype = mx.float32,
-        unpack_rows: int | None = None,
+        for_cpu: bool = False,
     ) -> None:
         """Build a network without weights.
 
@@ -285,15 +276,16 @@ class Whisper(nn.Module):
             precision: Bits and group size by the name of each quantized module.
             dtype: The dtype of the encoder's positions and of the decoder's mask, which no
                 checkpoint holds.
-            unpack_rows: From this many input rows on, a quantized weight is unpacked before the
-                product; None never unpacks.
+            for_cpu: Use the forms that are fast on a CPU: the encoder in NumPy, and packed weights
+                unpacked for long inputs. Only the order of sums changes.
         """
         super().__init__()
         packings = {
-            name: Packing(packed.bits, packed.group_size, unpack_rows)
+            name: Packing(packed.bits, packed.group_size, UNPACK_ROWS if for_cpu else None)
             for name, packed in (precision or {}).items()
         }
         self.dims = dims
+        self.for_cpu = for_cpu
         self.encoder = AudioEncoder(dims, packings, dtype)
         self.decoder = TextDecoder(dims, packings, dtype)
         # The default for a checkpoint that names none: all heads of the upper half of the blocks.

@@ -19,12 +19,7 @@ if TYPE_CHECKING:
     from fastwhisper.checkpoint.plan import Checkpoint
     from fastwhisper.values import DtypeName
 
-__all__ = ["UNPACK_ROWS", "apply_params", "build_module"]
-
-UNPACK_ROWS: Final = 32
-"""From this many input rows on, a CPU is faster with unpacked weights, because MLX's packed product
-uses no BLAS. Measured on 2 cores with OpenBLAS: as fast as the packed product at 16 to 40 rows, by
-shape and bits, and 50 to 80 times as fast at 1500."""
+__all__ = ["apply_params", "build_module"]
 
 _FLOATS: Final = (mx.float16, mx.bfloat16, mx.float32)
 
@@ -33,7 +28,7 @@ _Slot = tuple["dict[str, object] | list[object]", "str | int", mx.array]
 
 
 def build_module(
-    checkpoint: Checkpoint, *, dtype: DtypeName = "float32", unpack_rows: int | None = None
+    checkpoint: Checkpoint, *, dtype: DtypeName = "float32", for_cpu: bool = False
 ) -> Whisper:
     """Build the network of a checkpoint, with its classes and bits, but without weights.
 
@@ -44,8 +39,7 @@ def build_module(
     Args:
         checkpoint: Its dimensions, precision and alignment heads are used.
         dtype: The dtype of the encoder's positions and the decoder's mask.
-        unpack_rows: From this many input rows on, a quantized weight is unpacked before the
-            product; None never unpacks. Only the order of sums changes. See `UNPACK_ROWS`.
+        for_cpu: Use the forms that are fast on a CPU; see `Whisper`.
 
     Returns:
         A network whose parameters `apply_params` must set.
@@ -54,7 +48,7 @@ def build_module(
         checkpoint.dimensions,
         precision=checkpoint.precision,
         dtype=getattr(mx, dtype),
-        unpack_rows=unpack_rows,
+        for_cpu=for_cpu,
     )
     if checkpoint.alignment_heads:
         heads = [list(pair) for pair in checkpoint.alignment_heads]

@@ -29,7 +29,7 @@ from fastwhisper import (
 from fastwhisper.checkpoint import inspection as checkpoint_module
 from fastwhisper.loading import compute, stages
 from fastwhisper.sources import converted
-from fastwhisper.whisper.params import UNPACK_ROWS
+from fastwhisper.whisper.layers import UNPACK_ROWS
 from tests.helpers.gates import STAGES, Gate
 from tests.helpers.interpreter import run_python
 from tests.helpers.modules import assert_same_module, name_parameters

@@ -452,7 +452,7 @@ def test_any_thread_may_decode(english: Whisper, word_timestamps: bool) -> None:
 
 @pytest.mark.slow
 def test_float16_equals_upstreams(tmp_path: Path) -> None:
-    """A float16 network is computed in float16."""
+    """A float16 network is computed in float16. Its steps round in another order."""
     directory = write_babbler(tmp_path / "model", multilingual=False, dtype="float16")
     samples = noise(5)
     options: dict[str, Any] = {"sample_len": 10, "temperature": 0.0}
@@ -461,7 +461,11 @@ def test_float16_equals_upstreams(tmp_path: Path) -> None:
     )
     model = load_by_hand(directory, "float16")
     windows = list(windows_of(model, compute_mel(samples, n_mels=80), fp16=True, **options))
-    assert as_upstream(summarize(windows, duration_s=5)) == expected
+    found = as_upstream(summarize(windows, duration_s=5))
+    for segment in expected["segments"]:
+        segment["avg_logprob"] = pytest.approx(segment["avg_logprob"], abs=2e-3)
+        segment["no_speech_prob"] = pytest.approx(segment["no_speech_prob"], abs=2e-3)
+    assert found == expected
 
 
 def test_bfloat16_is_computed_in_float32(english: Whisper) -> None:

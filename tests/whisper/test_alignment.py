@@ -63,13 +63,13 @@ class _Listening:
     dims = SPEAKING
 
     @staticmethod
-    def decoder(tokens: mx.array, _: mx.array) -> tuple[mx.array, None, list[mx.array]]:
+    def decoder(tokens: mx.array, _: mx.array) -> tuple[mx.array, list[mx.array]]:
         """Return logits and scores. Shapes (1, n, n_vocab) and (1, 1, n, 1500)."""
         length = tokens.shape[1]
         at = mx.arange(1500) // 4
         # The attention for a token is in the row of the one before it.
         scores = mx.where(at[None] == mx.arange(length)[:, None] - 1, 10.0, 0.0)
-        return mx.zeros((1, length, 51864)), None, [scores[None, None]]
+        return mx.zeros((1, length, 51864)), [scores[None, None]]
 
 
 def test_words_begin_where_their_tokens_were_heard() -> None:

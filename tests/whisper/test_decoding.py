@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from fastwhisper.whisper import decoding
-from fastwhisper.whisper.decoding import DecodedWindow
+from fastwhisper.whisper.decoding import DecodedWindow, Decoder
 from fastwhisper.whisper.options import DecodeSettings
+from fastwhisper.whisper.rules import Rules, State
 from fastwhisper.whisper.tokenizer import read_tokenizer
 from tests.helpers.reference import import_reference
 from tests.helpers.tiny_models import SPEAKING
@@ -28,15 +29,24 @@ EOT = TOKENIZER.eot
 WORD = 400
 
 
+def follow(rules: Rules, sequence: Sequence[int]) -> State:
+    """Return the state after a sequence of tokens that some other rules may have chosen."""
+    state = rules.start(1)
+    for token in sequence:
+        chosen = mx.array([token], mx.int32)
+        latest = chosen if token >= BEGIN else state.latest_time
+        state = State(state.last, chosen, latest, state.total)
+    return state
+
+
 def allowed(sequence: Sequence[int], logits: np.ndarray | None = None, **options: Any) -> set[int]:
     """Return the tokens that may follow a sequence. Logits are of shape (n_vocab,)."""
     if logits is None:
         logits = np.zeros(SPEAKING.n_vocab, np.float32)
         logits[EOT] = 50  # so that no time is demanded because all of them together are likely
-    settings = DecodeSettings.from_options(**options)
-    rules = decoding._Rules(TOKENIZER, settings, MODEL)
-    found = np.array(rules.apply(mx.array(logits)[None], [sequence]))[0]
-    return set(np.flatnonzero(np.isfinite(found)).tolist())
+    rules = Rules(TOKENIZER, DecodeSettings.from_options(**options), MODEL)
+    found = rules.apply(mx.array(logits)[None], follow(rules, sequence), is_first=not sequence)
+    return set(np.flatnonzero(np.isfinite(np.array(found)[0])).tolist())
 
 
 def test_a_window_begins_with_a_time() -> None:
@@ -113,7 +123,7 @@ def test_rules_are_openais() -> None:
     tokenizer = sys.modules["mlx_whisper_reference.tokenizer"].get_tokenizer(multilingual=False)
     rule = theirs.ApplyTimestampRules(tokenizer, 0, 50)
     settings = DecodeSettings.from_options(suppress_tokens=None, suppress_blank=False)
-    ours = decoding._Rules(TOKENIZER, settings, MODEL)
+    ours = Rules(TOKENIZER, settings, MODEL)
     random = np.random.default_rng(5)
     for _ in range(150):
         length = int(random.integers(0, 7))
@@ -122,7 +132,7 @@ def test_rules_are_openais() -> None:
             for _ in range(length)
         ]
         logits = mx.array(random.normal(0, 3, (1, SPEAKING.n_vocab)).astype(np.float32))
-        found = ours.apply(logits, [sequence])
+        found = ours.apply(logits, follow(ours, sequence), is_first=not sequence)
         expected = rule.apply(logits, mx.array([sequence], mx.int32).reshape(1, length))
         if bool(mx.all(expected == -mx.inf)):
             continue  # a sequence that the rules do not lead to
@@ -155,29 +165,20 @@ def test_without_a_threshold_nothing_is_silence(option: str) -> None:
     assert decoding._needs_fallback(replace(LOOP, avg_logprob=-2.0), settings)
 
 
-class _Fading:
-    """A network whose logits are the same for every token of text."""
+class _Even:
+    """A decoder whose logits are the same for every token of text."""
 
-    dims = SPEAKING
-
-    @staticmethod
-    def decoder(tokens: mx.array, _: mx.array, cache: object) -> tuple[mx.array, object, None]:
-        """Return even logits. Shape (batch, n, n_vocab), float32."""
-        return mx.zeros((*tokens.shape, SPEAKING.n_vocab)), cache, None
+    read = staticmethod(lambda features: [(features, features)])
+    step = staticmethod(lambda tokens, _: mx.zeros((*tokens.shape, 1)))
+    project = staticmethod(lambda x: mx.zeros((*x.shape[:-1], SPEAKING.n_vocab)))
 
 
 def test_tokens_of_one_window_are_drawn_independently() -> None:
     """From even probabilities hardly two equal tokens are drawn; one key would give one token."""
-    model: Any = _Fading()
-    decoded = decoding.decode_window(
-        model,
-        mx.zeros((1, 1)),
-        TOKENIZER,
-        DecodeSettings.from_options(temperature=1.0, without_timestamps=True, sample_len=40),
-        prompt=(),
-        key=mx.random.key(0),
-        check=lambda: None,
-    )
+    settings = DecodeSettings.from_options(temperature=1.0, without_timestamps=True, sample_len=40)
+    model: Any = SimpleNamespace(dims=SPEAKING, decoder=_Even)
+    decoder = Decoder(model, TOKENIZER, settings, compile_steps=False, check=lambda: None)
+    [decoded] = decoder.decode(mx.zeros((1, 1, 1, 1)), [()], [mx.random.key(0)])
     assert len(set(decoded.tokens)) > 35
 
 

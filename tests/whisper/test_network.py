@@ -1,4 +1,4 @@
-"""The network: equal to mlx_whisper's to the last bit, in every dtype and precision."""
+"""The network: mlx_whisper's to the last bit in its plain form, nearly in its fast forms."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from mlx_whisper.whisper import Whisper as UpstreamWhisper
 
 from fastwhisper.checkpoint.expected import expected_shapes
 from fastwhisper.values import Dimensions, ModulePrecision
+from fastwhisper.whisper.attention import DecoderCache
 from fastwhisper.whisper.network import Whisper, compute_sinusoids
-from fastwhisper.whisper.params import UNPACK_ROWS, apply_params
+from fastwhisper.whisper.params import apply_params
 
 DIMENSIONS = Dimensions(
     n_mels=80,
@@ -88,6 +89,14 @@ def assert_equal(ours: Any, theirs: Any) -> None:
         assert mx.array_equal(one, other).item(), name
 
 
+def assert_close(ours: mx.array, theirs: mx.array) -> None:
+    """Compare arrays that may differ in rounding: by 1e-5 of the largest, in 16 bits by more."""
+    assert ours.dtype == theirs.dtype
+    assert ours.shape == theirs.shape
+    tolerance = {mx.float32: 1e-5, mx.float16: 1e-2, mx.bfloat16: 8e-2}[ours.dtype]
+    assert (mx.abs(ours - theirs).max() <= tolerance * mx.abs(theirs).max()).item()
+
+
 @pytest.mark.parametrize(
     ("precision", "dtype"),
     [
@@ -101,8 +110,8 @@ def assert_equal(ours: Any, theirs: Any) -> None:
         for dtype in DTYPES
     ],
 )
-def test_equals_mlx_whisper_to_the_last_bit(precision: str, dtype: str) -> None:
-    """Parameters, features, logits, cache and scores are equal, for two steps."""
+def test_equals_mlx_whisper(precision: str, dtype: str) -> None:
+    """Parameters are equal, logits and scores to the last bit, features up to the order of sums."""
     ours, theirs = pair(precision, DTYPES[dtype])
     assert (
         dict(tree_flatten(ours.parameters())).keys()
@@ -110,32 +119,43 @@ def test_equals_mlx_whisper_to_the_last_bit(precision: str, dtype: str) -> None:
     )
     assert_equal(ours.parameters(), theirs.parameters())
     mel = mx.random.normal((2, 100, 80)).astype(DTYPES[dtype])
-    features = ours.encoder(mel)
-    assert_equal([features], [theirs.encoder(mel)])
+    features = theirs.encoder(mel)
+    assert_close(ours.encoder(mel), features)
     first = mx.array([[50258, 50259, 7, 90], [50258, 50260, 300, 4]])
-    one, cache, scores = ours.decoder(first, features)
-    other, their_cache, their_scores = theirs.decoder(first, features)
-    assert_equal([one, scores, cache], [other, their_scores, their_cache])
+    one, scores = ours.decoder(first, features)
+    other, cache, their_scores = theirs.decoder(first, features)
+    assert_equal([one, scores], [other, their_scores])
+    # The fast form computes the same, first from two tokens, then token by token.
+    keep = DecoderCache(ours.decoder.read(features), 8)
+    stepped = [ours.decoder.step(first[:, :2], keep)]
+    stepped += [ours.decoder.step(first[:, n : n + 1], keep) for n in (2, 3)]
+    assert_close(ours.decoder.project(mx.concatenate(stepped, axis=1)), other)
     following = mx.array([[11], [400]])
-    assert_equal(
-        list(ours.decoder(following, features, cache)),
-        list(theirs.decoder(following, features, their_cache)),
-    )
-    assert_equal([ours(mel, first)], [theirs(mel, first)])
+    expected = theirs.decoder(following, features, cache)[0]
+    assert_close(ours.decoder.project(ours.decoder.step(following, keep)), expected)
+    assert keep.length == 5
+    assert_close(ours(mel, first), other)
 
 
-def test_one_window_serves_several_samples() -> None:
-    """Features of one window are the same for each text decoded from it."""
-    ours, theirs = pair("plain", mx.float32)
-    features = ours.encoder(mx.random.normal((1, 100, 80)))
-    tokens = mx.array([[1, 2], [3, 4], [5, 6]])
-    logits, _, _ = ours.decoder(tokens, features)
-    assert_equal([logits], [theirs.decoder(tokens, features)[0]])
+def test_rows_share_a_window() -> None:
+    """Several texts of one window attend to the same features; other windows' rows do not."""
+    ours, _ = pair("plain", mx.float32)
+    features = ours.encoder(mx.random.normal((2, 100, 80)))
+    cache = DecoderCache(ours.decoder.read(features), 4)
+    first = mx.array([[1, 2], [3, 4]])
+    ours.decoder.step(first, cache)
+    cache.repeat(3)
+    following = mx.array([[5], [6], [7], [8], [9], [10]])
+    found = ours.decoder.project(ours.decoder.step(following, cache))[:, 0]
+    for row, window in enumerate([0, 0, 0, 1, 1, 1]):
+        text = mx.concatenate([first[window : window + 1], following[row : row + 1]], axis=1)
+        expected = ours.decoder(text, features[window : window + 1])[0][0, -1]
+        assert mx.allclose(found[row], expected, rtol=1e-4, atol=1e-4).item()
 
 
 def test_unpacking_changes_only_the_order_of_sums() -> None:
     """On a CPU long inputs are multiplied with unpacked weights."""
-    ours, theirs = pair("int4", mx.float32, unpack_rows=UNPACK_ROWS)
+    ours, theirs = pair("int4", mx.float32, for_cpu=True)
     mel = mx.random.normal((1, 100, 80))
     assert mx.allclose(ours.encoder(mel), theirs.encoder(mel), rtol=1e-3, atol=1e-4).item()
 

@@ -15,8 +15,8 @@ from fastwhisper.checkpoint.inspection import inspect_checkpoint
 from fastwhisper.checkpoint.read import read_shards
 from fastwhisper.errors import InvalidModelFormatError
 from fastwhisper.values import ModulePrecision
-from fastwhisper.whisper.layers import Linear, Packing
-from fastwhisper.whisper.params import UNPACK_ROWS, apply_params, build_module
+from fastwhisper.whisper.layers import UNPACK_ROWS, Linear, Packing
+from fastwhisper.whisper.params import apply_params, build_module
 from tests.helpers.modules import name_parameters
 
 if TYPE_CHECKING:

@@ -1,0 +1,202 @@
+"""The rules that say which token may come next, and the choice of that token.
+
+Everything is an array with a row for each text, so that a device can go on without waiting for
+Python.
+
+Source:
+    Radford et al. 2022, section 4.5; `decoding.py` of openai/whisper.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import mlx.core as mx
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fastwhisper.whisper.network import Whisper
+    from fastwhisper.whisper.options import DecodeSettings
+    from fastwhisper.whisper.tokenizer import Tokenizer
+
+__all__ = ["Rules", "State"]
+
+_WINDOW_S: Final = 30
+
+
+class State(NamedTuple):
+    """The tokens of each row, as far as the rules need them. Arrays of shape (rows,).
+
+    Attributes:
+        before: The last token but one. int32.
+        last: The last token; the end of the text goes on for ever. int32.
+        latest_time: The last timestamp token. int32.
+        total: Sum of the natural log-probabilities. float32.
+    """
+
+    before: mx.array
+    last: mx.array
+    latest_time: mx.array
+    total: mx.array
+
+
+class Rules:
+    """The rules of one network, tokenizer and settings."""
+
+    def __init__(self, tokenizer: Tokenizer, settings: DecodeSettings, model: Whisper) -> None:
+        n_vocab = model.dims.n_vocab
+        self._tokenizer = tokenizer
+        self._ids = mx.arange(n_vocab)
+        self._has_times = not settings.without_timestamps
+        begin = tokenizer.timestamp_begin
+        never = _find_suppressed(tokenizer, settings)
+        at_start = [*tokenizer.encode(" "), tokenizer.eot] if settings.suppress_blank else []
+        if self._has_times:
+            never.append(tokenizer.no_timestamps)
+            at_start += range(begin)
+            if settings.max_initial_timestamp:
+                step_s = _WINDOW_S / model.dims.n_audio_ctx
+                steps = round(settings.max_initial_timestamp / step_s)
+                at_start += range(begin + steps + 1, n_vocab)
+        else:
+            never += range(begin, n_vocab)
+        self._never = _build_mask(n_vocab, never)
+        self._never_at_start = _build_mask(n_vocab, [*never, *at_start])
+        mx.eval(self._ids, self._never, self._never_at_start)
+
+    def start(self, rows: int) -> State:
+        """Return the state of rows without a token."""
+        # As if a pair of times came before: the first time is not the end of a segment.
+        time = mx.full((rows,), self._tokenizer.timestamp_begin, mx.int32)
+        return State(time, time, time - 1, mx.zeros((rows,)))
+
+    def choose(
+        self,
+        logits: mx.array,
+        before: mx.array,
+        last: mx.array,
+        latest_time: mx.array,
+        total: mx.array,
+        *,
+        is_first: bool = False,
+    ) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+        """Choose the likeliest token of each row.
+
+        Args:
+            logits: Shape (rows, n_vocab), of the network's dtype.
+            before: The state; see `State`.
+            last: The same.
+            latest_time: The same.
+            total: The same.
+            is_first: Whether this is the first token.
+
+        Returns:
+            The new state, as a tuple, which can be compiled.
+        """
+        state = State(before, last, latest_time, total)
+        logits = self.apply(logits, state, is_first=is_first)
+        return self._follow(state, logits, mx.argmax(logits, axis=-1))
+
+    def sample(
+        self,
+        logits: mx.array,
+        state: State,
+        temperature: float,
+        gumbel: mx.array,
+        *,
+        is_first: bool,
+    ) -> State:
+        """Draw a token of each row.
+
+        Args:
+            logits: Shape (rows, n_vocab), of the network's dtype.
+            state: The state before.
+            temperature: Above 0.
+            gumbel: Noise of the standard Gumbel distribution. Shape (rows, n_vocab), float32.
+            is_first: Whether this is the first token.
+
+        Returns:
+            The new state.
+
+        Source:
+            Maddison et al. 2014: the largest of logits with Gumbel noise is a sample.
+        """
+        logits = self.apply(logits, state, is_first=is_first)
+        chosen = mx.argmax(logits / temperature + gumbel, axis=-1)
+        return State(*self._follow(state, logits, chosen))
+
+    def _follow(
+        self, state: State, logits: mx.array, chosen: mx.array
+    ) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+        """Return the state after the chosen tokens, of whose logits some are minus infinity."""
+        has_ended = state.last == self._tokenizer.eot
+        logprobs = mx.take_along_axis(logits, chosen[:, None], axis=-1)[:, 0]
+        logprobs = logprobs - mx.logsumexp(logits, axis=-1)
+        chosen = mx.where(has_ended, self._tokenizer.eot, chosen).astype(mx.int32)
+        return (
+            state.last,
+            chosen,
+            mx.where(chosen >= self._tokenizer.timestamp_begin, chosen, state.latest_time),
+            state.total + mx.where(has_ended, 0.0, logprobs),
+        )
+
+    def apply(self, logits: mx.array, state: State, *, is_first: bool) -> mx.array:
+        """Set the logits of forbidden tokens to minus infinity.
+
+        Args:
+            logits: Shape (rows, n_vocab), of the network's dtype.
+            state: The tokens so far.
+            is_first: Whether this is the first token.
+
+        Returns:
+            Shape (rows, n_vocab), float32.
+        """
+        banned = self._never_at_start if is_first else self._never
+        if self._has_times and not is_first:
+            banned = banned | self._break_pairs(state)
+        logits = mx.where(banned, -mx.inf, logits.astype(mx.float32))
+        if self._has_times:
+            # If all times together are likelier than each token of text, it must be a time.
+            begin = self._tokenizer.timestamp_begin
+            time = mx.logsumexp(logits[:, begin:], axis=-1, keepdims=True)
+            text = logits[:, :begin].max(axis=-1, keepdims=True)
+            logits = mx.where((self._ids < begin) & (time > text), -mx.inf, logits)
+        # If the options suppress all tokens that are allowed, the text ends.
+        nothing = logits.max(axis=-1, keepdims=True) == -mx.inf
+        return mx.where(nothing & (self._ids == self._tokenizer.eot), 0.0, logits)
+
+    def _break_pairs(self, state: State) -> mx.array:
+        """Return which tokens would break a pair of times or go back. Shape (rows, n_vocab)."""
+        begin, end = self._tokenizer.timestamp_begin, self._ids.size
+        is_time = state.last >= begin
+        # Times come in pairs: an end, then a start. Only the first one, and one directly before
+        # the end of the text, are alone.
+        is_start = is_time & (state.before >= begin)
+        is_end = is_time & (state.before < begin)
+        first_text = mx.where(is_end, self._tokenizer.eot, 0)
+        # A segment must end after its start.
+        first_time = mx.where(is_start, end, mx.where(is_end, state.last, state.latest_time + 1))
+        bound = mx.where(self._ids < begin, first_text[:, None], first_time[:, None])
+        return self._ids < bound
+
+
+def _find_suppressed(tokenizer: Tokenizer, settings: DecodeSettings) -> list[int]:
+    """Return the tokens that the settings never allow."""
+    listed = settings.suppress_tokens
+    if not listed:
+        return []
+    found = {token for token in listed if token >= 0}
+    if -1 in listed:
+        found.update(tokenizer.non_speech_tokens)
+    names = ("transcribe", "translate", "startoftranscript", "startofprev", "startoflm")
+    found.update(tokenizer.special_tokens[name] for name in (*names, "nospeech"))
+    return sorted(found)
+
+
+def _build_mask(n_vocab: int, tokens: Sequence[int]) -> mx.array:
+    """Return an array that is true at the given tokens. Shape (n_vocab,), bool."""
+    mask = mx.zeros(n_vocab, mx.bool_)
+    if tokens:
+        mask[mx.array(list(tokens))] = True
+    return mask
