@@ -7,14 +7,16 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
-from fastwhisper.engine import threads
+from fastwhisper.engine import tasks, threads
 from fastwhisper.engine.threads import Lane
 from fastwhisper.values import TranscribeProgress
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
 
     from fastwhisper.loading.load import LoadTask
+    from fastwhisper.transcribing.batches import Batches
+    from fastwhisper.transcribing.parts import PartReader
     from fastwhisper.transcribing.samples import AudioSource
     from fastwhisper.transcribing.windows import Window
     from fastwhisper.values import Segment, Transcription
@@ -41,7 +43,8 @@ class SegmentStream:
         self._audio = audio
         self._settings = settings
         self._on_progress = on_progress
-        self._windows: Iterator[Window] | None = None
+        self._open: tuple[Batches, PartReader] | None = None
+        self._has_ended = False
         # Of a module that imports NumPy, so it is set when the audio is opened.
         self._summarize: Callable[..., Transcription] | None = None
         self._segments: deque[Segment] = deque()
@@ -77,42 +80,61 @@ class SegmentStream:
 
     def close(self) -> None:
         """Drop the model. What was decoded may still be read."""
-        self._windows = None
+        self._open = None
 
     async def decode_window(self) -> bool:
-        """Decode the next window of 30 s and return whether there was one.
+        """Decode the next window of 30 s, or batch of windows, and return whether there was one.
 
         Always a cancellation point.
         """
-        if self._windows is None:
-            self._windows = await self._run(self._open_windows, Lane.READ)
-        more: bool = await self._run(partial(self._keep_next, self._windows), Lane.COMPUTE)
-        if not more:
-            self._windows = iter(())  # so that the mel is freed
-        elif self._on_progress is not None:
+        if self._has_ended:
+            return await self._run(bool, Lane.COMPUTE)
+        if self._open is None:
+            self._open = await self._run(self._open_audio, Lane.READ)
+        batches, reader = self._open
+        done = len(self._done)
+        while len(self._done) == done and not self._has_ended:
+            jobs = [partial(self._run, partial(self._keep_next, batches, reader), Lane.COMPUTE)]
+            if not reader.is_done:
+                # The parts of the next batch are read while the device computes this one.
+                jobs.append(partial(self._run, partial(self._read, batches, reader), Lane.READ))
+            await tasks.side_by_side(*jobs)
+        if self._has_ended:
+            self._open = None  # so that the mel is freed
+            return len(self._done) > done
+        if self._on_progress is not None:
             self._on_progress(TranscribeProgress(self.done_s, self._duration_s))
-        return more
-
-    def _keep_next(self, windows: Iterator[Window]) -> bool:
-        """Decode and keep a window, in one job: a cancel just after it loses nothing."""
-        window = next(windows, None)
-        if window is None:
-            return False
-        self._done.append(window)
-        self._segments.extend(window.segments)
         return True
 
-    def _open_windows(self) -> Iterator[Window]:
-        # Imported here, in one of the engine's threads: NumPy, and what decodes.
-        from fastwhisper.transcribing import mel, windows  # noqa: PLC0415  both import NumPy
+    def _keep_next(self, batches: Batches, reader: PartReader) -> None:
+        """Decode and keep a batch, in one job: a cancel just after it loses nothing."""
+        is_last = reader.is_done
+        windows = batches.decode()
+        if not windows and is_last:
+            windows = batches.finish()
+            self._has_ended = True
+        self._done += windows
+        self._segments.extend(segment for window in windows for segment in window.segments)
 
-        model = self._load.readiness.model()
-        audio = mel.compute_mel(self._audio, n_mels=model.dims.n_mels, check=threads.check)
-        self._duration_s = audio.duration_s
+    def _read(self, batches: Batches, reader: PartReader) -> None:
+        for part in reader.read(batches.missing):
+            batches.add(part)
+        self._duration_s = reader.duration_s
+
+    def _open_audio(self) -> tuple[Batches, PartReader]:
+        # Imported here, in one of the engine's threads: NumPy, and what decodes.
+        from fastwhisper.transcribing import batches, parts, windows  # noqa: PLC0415
+
         self._summarize = windows.summarize
-        return windows.transcribe_windows(
-            model, audio, self._settings, fp16=self._load.dtype == "float16", check=threads.check
+        model = self._load.readiness.model()
+        opened = batches.Batches(
+            model, self._settings, fp16=self._load.dtype == "float16", check=threads.check
         )
+        reader = parts.PartReader(
+            self._audio, self._settings, n_mels=model.dims.n_mels, check=threads.check
+        )
+        self._read(opened, reader)
+        return opened, reader
 
 
 async def detect_language(task: LoadTask, run: Run, audio: AudioSource) -> dict[str, float]:

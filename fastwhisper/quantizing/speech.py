@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import mlx.core as mx
-
 from fastwhisper.engine import threads
 from fastwhisper.quantizing.calibrate import CalibrationWindow
 from fastwhisper.transcribing.mel import WINDOW_FRAMES, compute_mel
 from fastwhisper.transcribing.samples import load_audio
-from fastwhisper.transcribing.window_decoder import WindowDecoder
+from fastwhisper.transcribing.window_decoder import WindowDecoder, WindowRef
 from fastwhisper.whisper.filters import SAMPLE_RATE
 from fastwhisper.whisper.options import DecodeSettings
 
@@ -47,12 +45,13 @@ def read_calibration_windows(model: Whisper) -> Iterator[CalibrationWindow]:
         for start in range(0, len(samples) - _WINDOW_SAMPLES // 2, _WINDOW_SAMPLES):
             window = samples[start : start + _WINDOW_SAMPLES]
             mel = compute_mel(window, n_mels=model.dims.n_mels, check=threads.check)
-            decoder = WindowDecoder(model, mel, settings, fp16=False, check=threads.check)
-            features = decoder.encode(0, WINDOW_FRAMES)
-            result = decoder.decode(features, [], start_frame=0)
+            decoder = WindowDecoder(model, settings, fp16=False, check=threads.check)
+            decoder.begin(mel)
+            features = decoder.encode([WindowRef(mel, 0, WINDOW_FRAMES)])
+            [result] = decoder.decode(features, [()], start_frames=[0])
             text = result.tokens if result.compression_ratio <= _MAX_COMPRESSION_RATIO else []
             yield CalibrationWindow(
                 mel=mel.window(0, WINDOW_FRAMES),
-                features=features,
+                features=features[0],
                 tokens=(*decoder.tokenizer.sot_sequence, *text),
             )

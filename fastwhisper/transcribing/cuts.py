@@ -75,6 +75,10 @@ class Cut:
     samples: FloatArray
     has_speech: bool
 
+    def move(self, samples: int) -> Cut:
+        """Return the same stretch of an audio with more samples before it."""
+        return Cut(self.start_sample + samples, self.samples, self.has_speech)
+
 
 def cut_at_silences(
     blocks: Iterator[FloatArray], *, skip_silence: bool, check: Callable[[], None]

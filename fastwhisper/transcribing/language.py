@@ -41,6 +41,6 @@ def detect_languages(
     Returns:
         The probabilities, 0 to 1, by code, in descending order.
     """
-    decoder = WindowDecoder(model, audio, DecodeSettings(), fp16=fp16, check=check)
-    found = decoder.detect_language()
+    decoder = WindowDecoder(model, DecodeSettings(), fp16=fp16, check=check)
+    found = decoder.detect_language(audio)
     return dict(sorted(found.items(), key=lambda item: item[1], reverse=True))

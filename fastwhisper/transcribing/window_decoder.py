@@ -1,4 +1,4 @@
-"""Mel -> encoded windows -> tokens: the work on one window, and what all windows share.
+"""Mel -> encoded windows -> tokens: the work on windows, and what all windows share.
 
 Source:
     Radford et al. 2022, section 4.5; `transcribe.py` of openai/whisper.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from functools import cached_property
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import mlx.core as mx
 
@@ -25,47 +25,73 @@ if TYPE_CHECKING:
     from fastwhisper.whisper.network import Whisper
     from fastwhisper.whisper.options import DecodeSettings
 
-__all__ = ["WindowDecoder"]
+__all__ = ["WindowDecoder", "WindowRef"]
+
+_ENCODED_TOGETHER: Final = 4
+"""Windows that a GPU encodes at once. More take as long for each, and cancelling waits for them."""
 
 _MAX_TOKEN_BYTES: Final = 128
 """Bytes of the longest token of the vocabularies."""
 
 
+class WindowRef(NamedTuple):
+    """A window of an audio.
+
+    Attributes:
+        audio: The mel of the audio.
+        start_frame: First mel frame of the window; one frame is 10 ms.
+        frames: Mel frames of audio in it, at most 3000. Silence follows them.
+    """
+
+    audio: MelAudio
+    start_frame: int
+    frames: int
+
+
 class WindowDecoder:
-    """The encoder and decoder of the windows of one audio. One thread uses it at a time.
+    """The encoder and decoder of windows that share their settings and language.
+
+    One thread uses it at a time.
 
     Attributes:
         model: The network.
-        audio: The mel of the audio.
         settings: How to decode.
         check: Called before each token and each pass of the encoder; may raise to cancel.
+        language: Code of the spoken language; empty before `begin`.
     """
 
     def __init__(
         self,
         model: Whisper,
-        audio: MelAudio,
         settings: DecodeSettings,
         *,
         fp16: bool,
         check: Callable[[], None],
     ) -> None:
         self.model = model
-        self.audio = audio
         self.settings = settings
         self.check = check
+        self.language = ""
         self._dtype = mx.float16 if fp16 else mx.float32
         self._seed = secrets.randbits(32) if settings.seed is None else settings.seed
-        self._encoded: tuple[int, int, mx.array] | None = None
+        self._encoded: tuple[WindowRef, mx.array] | None = None
 
-    @cached_property
-    def language(self) -> str:
-        """Code of the spoken language. Unless it is given, it is detected in the first 30 s."""
+    def begin(self, audio: MelAudio) -> None:
+        """Check the settings, and detect the language in the first 30 s unless it is given.
+
+        Args:
+            audio: The mel of the audio, or of its first part.
+
+        Raises:
+            ValueError: The network does not know the language or a token of the settings.
+        """
+        self._check_settings()
         if self.settings.language is not None:
-            return self.settings.language
-        found = self.detect_language()
+            self.language = self.settings.language
+            return
+        found = self.detect_language(audio)
         among = self.settings.languages or found
-        return max(among, key=lambda code: found.get(code, 0.0))
+        self.language = max(among, key=lambda code: found.get(code, 0.0))
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -88,12 +114,8 @@ class WindowDecoder:
             check=self.check,
         )
 
-    def check_settings(self) -> None:
-        """Check that the network knows the language and the tokens of the settings.
-
-        Raises:
-            ValueError: The network does not know the language or a token.
-        """
+    def _check_settings(self) -> None:
+        """Check that the network knows the languages and the tokens of the settings."""
         self._check_languages()
         # A token beyond the embedding would read memory that is not the embedding's.
         n_vocab = self.model.dims.n_vocab
@@ -129,45 +151,57 @@ class WindowDecoder:
         end = f" {text.strip()}"[-_MAX_TOKEN_BYTES * count :]
         return self.tokenizer.encode(end)[-count:]
 
-    def encode(self, start_frame: int, frames: int) -> mx.array:
-        """Encode a window, and remember it: the language and the text need the same window.
+    def encode(self, windows: Sequence[WindowRef]) -> mx.array:
+        """Encode windows, and remember a single one: language and text need the same window.
 
         Args:
-            start_frame: First mel frame of the window; one frame is 10 ms.
-            frames: Mel frames of audio in it, at most 3000. Silence follows them.
+            windows: At least one.
 
         Returns:
-            The features. Shape (1500, state), float16 or float32, evaluated.
+            The features. Shape (windows, 1500, state), float16 or float32, evaluated.
         """
-        if self._encoded is not None and self._encoded[:2] == (start_frame, frames):
-            return self._encoded[2]
+        if self._encoded is not None and [self._encoded[0]] == windows:
+            return self._encoded[1]
         self._encoded = None
-        self.check()
-        mel = self.audio.window(start_frame, frames).astype(self._dtype)
-        features = self.model.encoder(mel[None])[0]
+        encoded: list[mx.array] = []
+        together = 1 if self.model.for_cpu else _ENCODED_TOGETHER
+        for first in range(0, len(windows), together):
+            self.check()
+            mel = mx.stack(
+                [ref.audio.window(*ref[1:]) for ref in windows[first : first + together]]
+            )
+            mx.eval(encoded)
+            encoded.append(self.model.encoder(mel.astype(self._dtype)))
+            mx.async_eval(encoded)  # type: ignore[no-untyped-call]
+        features = encoded[0] if len(encoded) == 1 else mx.concatenate(encoded)
         mx.eval(features)
-        self._encoded = (start_frame, frames, features)
+        if len(windows) == 1:
+            self._encoded = (windows[0], features)
         return features
 
     def decode(
-        self, features: mx.array, prompt: Sequence[int], *, start_frame: int
-    ) -> DecodedWindow:
-        """Decode a window at rising temperatures, until the result passes the thresholds.
+        self,
+        features: mx.array,
+        prompts: Sequence[Sequence[int]],
+        *,
+        start_frames: Sequence[int],
+    ) -> list[DecodedWindow]:
+        """Decode windows at rising temperatures, until each result passes the thresholds.
 
         Args:
-            features: The encoded window. Shape (1500, state), float16 or float32.
-            prompt: Tokens of the text before the window.
-            start_frame: First mel frame of the window. The seed and this frame decide what is
-                sampled. So a window's text depends on no other window, and a window that is
+            features: The encoded windows. Shape (windows, 1500, state), float16 or float32.
+            prompts: For each window, the tokens of the text before it.
+            start_frames: For each window, its first mel frame. The seed and this frame decide what
+                is sampled. So a window's text depends on no other window, and a window that is
                 decoded again has the same text.
 
         Returns:
-            The first result that passes, or the last one.
+            For each window the first result that passes, or the last one.
         """
-        key = mx.random.key(self._seed ^ start_frame << 32)
-        return self._decoder.decode(features[None], [prompt], [key])[0]
+        keys = [mx.random.key(self._seed ^ start_frame << 32) for start_frame in start_frames]
+        return self._decoder.decode(features, prompts, keys)
 
-    def detect_language(self) -> dict[str, float]:
+    def detect_language(self, audio: MelAudio) -> dict[str, float]:
         """Compute the probability, 0 to 1, of each language that the network knows, by its code.
 
         The first 30 s decide.
@@ -175,7 +209,7 @@ class WindowDecoder:
         if not self.model.is_multilingual:
             return {"en": 1.0}
         # A shorter audio is encoded together with the silence after it.
-        features = self.encode(0, WINDOW_FRAMES)
+        features = self.encode([WindowRef(audio, 0, WINDOW_FRAMES)])
         n_vocab = self.model.dims.n_vocab
         tokenizer = read_tokenizer(n_vocab, language="en", task="transcribe")
-        return detect_language(self.model, features, tokenizer)
+        return detect_language(self.model, features[0], tokenizer)

@@ -1,7 +1,6 @@
-"""Windows of 30 s -> segments: the loop over an audio.
+"""Windows of 30 s -> segments: where each window begins, and what its tokens say.
 
-All work runs in the thread that asks for the next window. Arrays stay inside; results are plain
-Python objects.
+Arrays stay inside; results are plain Python objects.
 
 Source:
     `transcribe` of openai/whisper; Radford et al. 2022, section 4.5.
@@ -9,13 +8,11 @@ Source:
 
 from __future__ import annotations
 
-import warnings
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from fastwhisper.transcribing.mel import FRAMES_PER_SECOND, WINDOW_FRAMES
-from fastwhisper.transcribing.window_decoder import WindowDecoder
 from fastwhisper.transcribing.words import (
     Draft,
     WindowBounds,
@@ -27,18 +24,16 @@ from fastwhisper.transcribing.words import (
 from fastwhisper.values import Segment, Transcription
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from typing import Self
+    from collections.abc import Sequence
 
     import mlx.core as mx
 
     from fastwhisper.transcribing.mel import MelAudio
+    from fastwhisper.transcribing.window_decoder import WindowDecoder
     from fastwhisper.whisper.decoding import DecodedWindow
-    from fastwhisper.whisper.network import Whisper
-    from fastwhisper.whisper.options import DecodeSettings
     from fastwhisper.whisper.tokenizer import Tokenizer
 
-__all__ = ["Window", "summarize", "transcribe_windows"]
+__all__ = ["AudioWindows", "Prompt", "Window", "summarize"]
 
 _MAX_PROMPT_TEMPERATURE: Final = 0.5
 """Text that was sampled above this temperature is not used as a prompt for the next window."""
@@ -61,34 +56,6 @@ class Window:
     end_s: float
 
 
-def transcribe_windows(
-    model: Whisper,
-    audio: MelAudio,
-    settings: DecodeSettings,
-    *,
-    fp16: bool,
-    check: Callable[[], None],
-) -> Iterator[Window]:
-    """Transcribe an audio, one window of up to 30 s for each `next`.
-
-    Call `next` always in the same thread. An exception from `check` ends that `next` and not the
-    iterator: the following `next` decodes the same window again.
-
-    Args:
-        model: The network. All its arrays are evaluated.
-        audio: The mel of the audio.
-        settings: How to decode.
-        fp16: Compute in float16, for a float16 network. Otherwise in float32: for float32 and
-            bfloat16 networks, which take float32 input.
-        check: Called before each token and each pass of the encoder; may raise to cancel.
-
-    Returns:
-        An iterator of at least one window. The first `next` raises ValueError when the network
-        does not know the language or a token of the settings.
-    """
-    return _Windows(WindowDecoder(model, audio, settings, fp16=fp16, check=check))
-
-
 def summarize(windows: Sequence[Window], *, duration_s: float) -> Transcription:
     """Build the transcription of an audio from its windows.
 
@@ -108,66 +75,116 @@ def summarize(windows: Sequence[Window], *, duration_s: float) -> Transcription:
     )
 
 
-class _Windows:
-    """The windows of one audio. Each window decides where the next one begins."""
+class Prompt:
+    """The text that the next window continues."""
 
-    def __init__(self, decoder: WindowDecoder) -> None:
+    def __init__(self, decoder: WindowDecoder, *, is_first: bool = True) -> None:
+        """Encode the initial prompt.
+
+        Args:
+            decoder: Its settings say what the prompt is.
+            is_first: Whether this is the prompt of an audio's first window.
+        """
+        settings = decoder.settings
+        self._is_conditioned = settings.condition_on_previous_text
+        self._max_tokens = decoder.max_prompt_tokens
+        self._carried: list[int] = []  # the initial prompt, if every window has it
+        self._text: list[int] = []  # the text before, and otherwise the initial prompt
+        if settings.initial_prompt is not None:
+            tokens = decoder.encode_prompt(settings.initial_prompt)
+            if settings.carry_initial_prompt:
+                self._carried = tokens
+            elif is_first:
+                self._text = tokens
+
+    def build(self) -> list[int]:
+        """Return the carried prompt, and as much of the end of the text before as has room.
+
+        Source:
+            `carry_initial_prompt` in `transcribe.py` of openai/whisper.
+        """
+        room = self._max_tokens - len(self._carried)
+        return self._carried + self._text[max(0, len(self._text) - room) :]
+
+    def add(self, segments: Sequence[Segment], temperature: float) -> None:
+        """Add the segments of a window, which were sampled at a temperature."""
+        if not self._is_conditioned or temperature > _MAX_PROMPT_TEMPERATURE:
+            self._text = []
+            return
+        for segment in segments:
+            self._text.extend(segment.tokens)
+
+
+class AudioWindows:
+    """The windows of one audio, or of a part of it. Each decides where the next one begins."""
+
+    def __init__(
+        self, decoder: WindowDecoder, audio: MelAudio, prompt: Prompt, *, offset_s: float | None
+    ) -> None:
+        """Set up the windows.
+
+        Args:
+            decoder: It has begun.
+            audio: The mel.
+            prompt: Changed with each window.
+            offset_s: Seconds before the part of an audio. None for a whole audio, of which the
+                clips of the settings are decoded.
+        """
+        self.audio = audio
         self._decoder = decoder
         self._settings = decoder.settings
-        self._content_frames = decoder.audio.content_frames
+        self._prompt = prompt
+        self._offset_s = offset_s
+        self._content_frames = audio.content_frames
         # Mel frames and seconds from one timestamp token to the next: 2 and 0.02 s.
         self._frames_per_step = WINDOW_FRAMES // decoder.model.dims.n_audio_ctx
         self._step_s = self._frames_per_step / FRAMES_PER_SECOND
-        self._clips = self._read_clips()
+        self._clips = deque([(0, self._content_frames)])
+        if offset_s is None:
+            self._clips = self._read_clips()
         self._seek = self._clips[0][0]
         self._last_speech_s = 0.0
-        self._carried: list[int] = []  # the initial prompt, if every window has it
-        self._prompt: list[int] = []  # the text before, and otherwise the initial prompt
-        self._has_begun = False
-        self._is_empty = True
 
     @property
     def _tokenizer(self) -> Tokenizer:
         return self._decoder.tokenizer
 
-    def __iter__(self) -> Self:
-        return self
+    @property
+    def offset_frames(self) -> int:
+        """Mel frames before the part of an audio."""
+        return round((self._offset_s or 0.0) * FRAMES_PER_SECOND)
 
-    def __next__(self) -> Window:
-        """Decode the next window of the clips. If there is none at all, return an empty window."""
-        if not self._has_begun:
-            self._begin()
+    def propose(self) -> WindowBounds | None:
+        """Return the bounds of the next window; None if there is none. Changes nothing else."""
         while self._clips:
             # Without the end of the audio as a bound, a clip beyond it would never end.
             end_frame = min(self._clips[0][1], self._content_frames)
             if self._seek < end_frame:
-                bounds = self._bounds(end_frame)
-                segments = self._next_segments(bounds)
-                # Word times and thresholds may ask for the same window again, which would never
-                # end: then go on after it.
-                if self._seek <= bounds.start_frame:
-                    self._seek = bounds.start_frame + bounds.frames
-                self._is_empty = False
-                return self._build_window(segments)
+                return self._bounds(end_frame)
             self._clips.popleft()
-        if self._is_empty:
-            self._is_empty = False
-            return self._build_window([])
-        raise StopIteration
+        return None
 
-    def _begin(self) -> None:
-        """Check the settings against the network, and encode the initial prompt."""
-        settings = self._settings
-        if settings.word_timestamps and settings.task == "translate":
-            warnings.warn("word times of a translation may be unreliable", stacklevel=3)
-        self._decoder.check_settings()
-        if settings.initial_prompt is not None:
-            tokens = self._decoder.encode_prompt(settings.initial_prompt)
-            if settings.carry_initial_prompt:
-                self._carried = tokens
-            else:
-                self._prompt = tokens
-        self._has_begun = True
+    def build_prompt(self) -> list[int]:
+        """Return the tokens of the text before the next window."""
+        return self._prompt.build()
+
+    def accept(self, bounds: WindowBounds, features: mx.array, result: DecodedWindow) -> Window:
+        """Take the result of the window that was proposed, and move on.
+
+        Args:
+            bounds: What `propose` returned.
+            features: The encoded window. Shape (1500, state), float16 or float32.
+            result: The decoded window.
+
+        Returns:
+            Its segments, at their times in the whole audio.
+        """
+        segments = self._read_segments(bounds, features, result)
+        # Word times and thresholds may ask for the same window again, which would never end: then
+        # go on after it.
+        if self._seek <= bounds.start_frame:
+            self._seek = bounds.start_frame + bounds.frames
+        return self._build_window(segments)
 
     def _read_clips(self) -> deque[tuple[int, int]]:
         """Return the first frame and the end frame of each clip."""
@@ -194,24 +211,38 @@ class _Windows:
         """Build the result of a window."""
         tokens = [token for segment in segments for token in segment.tokens]
         text = [token for token in tokens if token < self._tokenizer.timestamp_begin]
+        end_s = min(self._seek, self._content_frames) / FRAMES_PER_SECOND
         return Window(
-            segments=tuple(segments),
+            segments=tuple(segments if self._offset_s is None else map(self._shift, segments)),
             language=self._decoder.language,
             text_utf8=self._tokenizer.decode_bytes(text),
-            end_s=min(self._seek, self._content_frames) / FRAMES_PER_SECOND,
+            end_s=end_s + (self._offset_s or 0.0),
         )
 
-    def _next_segments(self, bounds: WindowBounds) -> list[Segment]:
-        """Decode a window and move `_seek`.
+    def _shift(self, segment: Segment) -> Segment:
+        """Return a segment of the part at its times in the whole audio."""
+        offset_s = self._offset_s or 0.0
 
-        `_seek` and `_prompt` change only after the last call of `check`, so a window that was
-        cancelled is decoded again in the same way.
-        """
-        features = self._decoder.encode(bounds.start_frame, bounds.frames)
-        prompt = self._build_prompt()
-        result = self._decoder.decode(features, prompt, start_frame=bounds.start_frame)
-        if self._settings.word_timestamps:
-            self._decoder.check()
+        def shift(time_s: float) -> float:
+            # What the network places behind the part would overlap the next one.
+            return round(offset_s + min(time_s, self.audio.duration_s), 3)
+
+        words = segment.words and tuple(
+            replace(word, start_s=shift(word.start_s), end_s=shift(word.end_s))
+            for word in segment.words
+        )
+        return replace(
+            segment,
+            start_s=shift(segment.start_s),
+            end_s=shift(segment.end_s),
+            words=words,
+            seek_frames=segment.seek_frames + self.offset_frames,
+        )
+
+    def _read_segments(
+        self, bounds: WindowBounds, features: mx.array, result: DecodedWindow
+    ) -> list[Segment]:
+        """Return the segments of a window, and move `_seek`."""
         if self._is_silence(result):
             self._seek += bounds.frames
             return []
@@ -223,21 +254,8 @@ class _Windows:
             return []
 
         segments = [self._build_segment(draft, bounds, result) for draft in drafts]
-        for segment in segments:
-            self._prompt.extend(segment.tokens)
-        is_unreliable = result.temperature > _MAX_PROMPT_TEMPERATURE
-        if not self._settings.condition_on_previous_text or is_unreliable:
-            self._prompt = []
+        self._prompt.add(segments, result.temperature)
         return segments
-
-    def _build_prompt(self) -> list[int]:
-        """Return the carried prompt, and as much of the end of the text before as has room.
-
-        Source:
-            `carry_initial_prompt` in `transcribe.py` of openai/whisper.
-        """
-        room = self._decoder.max_prompt_tokens - len(self._carried)
-        return self._carried + self._prompt[max(0, len(self._prompt) - room) :]
 
     def _is_silence(self, result: DecodedWindow) -> bool:
         """Return whether nobody speaks in a window."""

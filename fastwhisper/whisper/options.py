@@ -50,6 +50,8 @@ class TranscribeOptions(TypedDict, total=False):
     suppress_blank: bool
     without_timestamps: bool
     max_initial_timestamp: float | None
+    batch_size: int
+    vad_filter: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +95,9 @@ class DecodeSettings:
         suppress_blank: Never begin a window with a space or the end.
         without_timestamps: Sample text only; a segment is then a whole window.
         max_initial_timestamp: Latest start of the first segment of a window, in seconds.
+        batch_size: Windows that are decoded together. With more than one the audio is cut at
+            silences, and no window has the text before it as its prompt.
+        vad_filter: Do not decode silence of more than 2 s. Times stay those of the whole audio.
     """
 
     language: str | None = None
@@ -119,6 +124,8 @@ class DecodeSettings:
     suppress_blank: bool = True
     without_timestamps: bool = False
     max_initial_timestamp: float | None = 1.0
+    batch_size: int = 1
+    vad_filter: bool = False
 
     @classmethod
     def from_options(
@@ -264,6 +271,7 @@ def _check_task(name: str, value: object) -> str:
 
 _MAX_SECONDS: Final = 1e9
 _MAX_TEMPERATURE: Final = 1e9
+_MAX_BATCH: Final = 1024
 
 _CHECKS: Final = MappingProxyType[str, _Check](
     {
@@ -290,6 +298,8 @@ _CHECKS: Final = MappingProxyType[str, _Check](
         "suppress_tokens": _allow_none(partial(_read_tokens, low=-1)),
         "suppress_blank": _check_flag,
         "without_timestamps": _check_flag,
+        "batch_size": partial(_check_integer, low=1, high=_MAX_BATCH),
+        "vad_filter": _check_flag,
         "max_initial_timestamp": _allow_none(partial(_check_number, low=0, high=_MAX_SECONDS)),
     }
 )

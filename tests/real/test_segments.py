@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from mlx_whisper.transcribe import ModelHolder, transcribe
 
+from fastwhisper.transcribing.batches import transcribe_windows
 from fastwhisper.transcribing.mel import compute_mel
 from fastwhisper.transcribing.samples import load_audio
-from fastwhisper.transcribing.windows import summarize, transcribe_windows
+from fastwhisper.transcribing.windows import summarize
 from fastwhisper.whisper.options import DecodeSettings
 from tests.helpers.audio import SENTENCE
 from tests.helpers.modules import load_by_hand

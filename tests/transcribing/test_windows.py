@@ -9,9 +9,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from fastwhisper.transcribing.batches import transcribe_windows
 from fastwhisper.transcribing.mel import compute_mel
 from fastwhisper.transcribing.window_decoder import WindowDecoder
-from fastwhisper.transcribing.windows import Window, summarize, transcribe_windows
+from fastwhisper.transcribing.windows import Window, summarize
 from fastwhisper.values import Segment, Transcription
 from fastwhisper.whisper.options import DecodeSettings
 from fastwhisper.whisper.tokenizer import Tokenizer, read_tokenizer

@@ -1,0 +1,168 @@
+"""Parts of an audio -> windows in order, several decoded together.
+
+An audio is one part, or it comes in parts that were cut at silences. Then the next windows of
+several parts are one batch. All work runs in the thread that asks for a batch. Every window is
+encoded and decoded without knowledge of the others, so a batch may hold windows of any origin.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from typing import TYPE_CHECKING
+
+from fastwhisper.transcribing.parts import Part
+from fastwhisper.transcribing.window_decoder import WindowDecoder, WindowRef
+from fastwhisper.transcribing.windows import AudioWindows, Prompt, Window
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from fastwhisper.transcribing.mel import MelAudio
+    from fastwhisper.transcribing.words import WindowBounds
+    from fastwhisper.whisper.network import Whisper
+    from fastwhisper.whisper.options import DecodeSettings
+
+__all__ = ["Batches", "transcribe_windows"]
+
+
+class Batches:
+    """The windows of one audio, batch by batch.
+
+    Call it always in the same thread. An exception from `check` ends that call and loses nothing:
+    the next one decodes the same windows again.
+    """
+
+    def __init__(
+        self,
+        model: Whisper,
+        settings: DecodeSettings,
+        *,
+        fp16: bool,
+        check: Callable[[], None],
+    ) -> None:
+        """Set up the decoder.
+
+        Args:
+            model: The network. All its arrays are evaluated.
+            settings: How to decode.
+            fp16: Compute in float16, for a float16 network. Otherwise in float32: for float32 and
+                bfloat16 networks, which take float32 input.
+            check: Called before each token and each pass of the encoder; may raise to cancel.
+        """
+        self._decoder = WindowDecoder(model, settings, fp16=fp16, check=check)
+        self._size = settings.batch_size
+        self._waiting: deque[Part] = deque()
+        self._silence: Part | None = None
+        self._parts: deque[AudioWindows] = deque()
+        self._done: dict[AudioWindows, list[Window]] = {}
+        self._prompt: Prompt | None = None
+        self._is_empty = True
+
+    @property
+    def missing(self) -> int:
+        """Number of parts that the next full batch still needs."""
+        return max(self._size - len(self._waiting), 1)
+
+    def add(self, part: Part) -> None:
+        """Add the next part. May be called in any thread, while a batch is decoded.
+
+        A part without speech is not decoded.
+        """
+        if part.has_speech:
+            self._waiting.append(part)
+        elif self._silence is None:
+            self._silence = part
+
+    def decode(self) -> list[Window]:
+        """Decode a window of each part, of as many as a batch has.
+
+        Returns:
+            The windows that are done and whose predecessors are done; none if there is none yet.
+            The first call raises ValueError when the network does not know the language or a token
+            of the settings.
+        """
+        self._take_parts()
+        proposed = [(part, bounds) for part in self._parts if (bounds := part.propose())]
+        if proposed:
+            self._decode(proposed)
+        return list(self._collect())
+
+    def finish(self) -> list[Window]:
+        """Return an empty window if there was none at all; an audio has at least one."""
+        if not self._is_empty:
+            return []
+        if not self._decoder.language and self._silence is not None:
+            self._decoder.begin(self._silence.audio)
+        self._is_empty = False
+        return [Window((), self._decoder.language, b"", 0.0)]
+
+    def _take_parts(self) -> None:
+        """Begin with parts, until there are as many as a batch has."""
+        while self._waiting and len(self._parts) < self._size:
+            waiting = self._waiting[0]
+            is_first = not self._decoder.language
+            if is_first:
+                settings = self._decoder.settings
+                if settings.word_timestamps and settings.task == "translate":
+                    warnings.warn("word times of a translation may be unreliable", stacklevel=2)
+                self._decoder.begin(waiting.audio)
+            if self._prompt is None or self._size > 1:
+                # In a batch no part waits for the text of the part before.
+                self._prompt = Prompt(self._decoder, is_first=is_first)
+            part = AudioWindows(
+                self._decoder, waiting.audio, self._prompt, offset_s=waiting.offset_s
+            )
+            self._done[part] = []
+            self._parts.append(part)
+            self._waiting.popleft()
+
+    def _decode(self, proposed: list[tuple[AudioWindows, WindowBounds]]) -> None:
+        """Decode a window of each part."""
+        features = self._decoder.encode(
+            [WindowRef(part.audio, bounds.start_frame, bounds.frames) for part, bounds in proposed]
+        )
+        results = self._decoder.decode(
+            features,
+            [part.build_prompt() for part, _ in proposed],
+            start_frames=[part.offset_frames + bounds.start_frame for part, bounds in proposed],
+        )
+        for n, (part, bounds) in enumerate(proposed):
+            if self._decoder.settings.word_timestamps:
+                self._decoder.check()
+            self._done[part].append(part.accept(bounds, features[n], results[n]))
+
+    def _collect(self) -> Iterator[Window]:
+        """Yield the windows that are done, in order, and drop the parts that are done."""
+        while self._parts:
+            part = self._parts[0]
+            windows = self._done[part]
+            self._is_empty = self._is_empty and not windows
+            yield from windows
+            windows.clear()
+            if part.propose() is not None:
+                return
+            del self._done[part]
+            self._parts.popleft()
+
+
+def transcribe_windows(
+    model: Whisper,
+    audio: MelAudio,
+    settings: DecodeSettings,
+    *,
+    fp16: bool,
+    check: Callable[[], None],
+) -> Iterator[Window]:
+    """Transcribe a whole audio, one window of up to 30 s for each `next`.
+
+    Arguments and errors are those of `Batches`.
+
+    Yields:
+        At least one window.
+    """
+    batches = Batches(model, settings, fp16=fp16, check=check)
+    batches.add(Part(audio, None, has_speech=True))
+    while windows := batches.decode():
+        yield from windows
+    yield from batches.finish()

@@ -1,0 +1,188 @@
+"""An audio -> its parts: all of it, or what is cut at silences, each as log-mel input."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from fastwhisper.errors import AudioError
+from fastwhisper.transcribing.cuts import cut_at_silences
+from fastwhisper.transcribing.mel import compute_mel
+from fastwhisper.transcribing.samples import read_blocks
+from fastwhisper.whisper.filters import SAMPLE_RATE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from fastwhisper.transcribing.cuts import Cut
+    from fastwhisper.transcribing.mel import MelAudio
+    from fastwhisper.transcribing.samples import AudioSource, FloatArray
+    from fastwhisper.whisper.options import DecodeSettings
+
+__all__ = ["Part", "PartReader"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """A part of an audio.
+
+    Attributes:
+        audio: Its mel.
+        offset_s: Seconds before it; None if it is the whole audio.
+        has_speech: Whether there may be speech in it.
+    """
+
+    audio: MelAudio
+    offset_s: float | None
+    has_speech: bool
+
+
+class PartReader:
+    """The parts of one audio, read a few at a time.
+
+    An audio whose windows are decoded one after the other is one part: each window says where the
+    next one begins. For batches, and to skip silence, an audio is cut at silences.
+
+    Attributes:
+        duration_s: Length of the audio in seconds, as far as it is read.
+        is_done: Whether all parts are read.
+    """
+
+    def __init__(
+        self,
+        source: AudioSource,
+        settings: DecodeSettings,
+        *,
+        n_mels: int,
+        check: Callable[[], None],
+    ) -> None:
+        """Remember where the audio begins.
+
+        Args:
+            source: A path, a binary file object, or mono samples at 16 kHz: shape (samples,),
+                float32, NumPy or MLX.
+            settings: `batch_size`, `vad_filter` and `clip_timestamps` decide on the parts.
+            n_mels: Number of filters, 80 or 128.
+            check: Called between blocks; may raise to cancel.
+        """
+        self.duration_s = 0.0
+        self.is_done = False
+        self._source = source
+        self._settings = settings
+        self._n_mels = n_mels
+        self._check = check
+        self._given = 0
+        self._cuts: Iterator[Cut] | None = None
+        self._was_opened = False
+        self._position = _find_position(source)
+
+    def read(self, count: int) -> list[Part]:
+        """Read the next parts. An exception from `check` loses nothing.
+
+        Args:
+            count: Number of parts; fewer are returned at the end.
+
+        Raises:
+            AudioError: The source is not audio, or can't be read; the message says which.
+        """
+        try:
+            parts = self._read_cuts(count) if self._has_cuts else [self._read_whole()]
+        except BaseException:
+            # The generators of the blocks have ended. The next call begins again, and skips what
+            # was given.
+            self._cuts = None
+            raise
+        self._given += len(parts)
+        self.is_done = self.is_done or not self._has_cuts
+        return parts
+
+    @property
+    def _has_cuts(self) -> bool:
+        return self._settings.batch_size > 1 or self._settings.vad_filter
+
+    def _read_whole(self) -> Part:
+        audio = compute_mel(self._rewind(), n_mels=self._n_mels, check=self._check)
+        self.duration_s = audio.duration_s
+        return Part(audio, None, has_speech=True)
+
+    def _read_cuts(self, count: int) -> list[Part]:
+        if self._cuts is None:
+            self._cuts = self._open_cuts()
+            for _ in islice(self._cuts, self._given):
+                self._check()
+        parts = []
+        for cut in islice(self._cuts, count):
+            self._check()
+            audio = compute_mel(cut.samples, n_mels=self._n_mels)
+            parts.append(Part(audio, cut.start_sample / SAMPLE_RATE, cut.has_speech))
+        self.is_done = len(parts) < count
+        return parts
+
+    def _rewind(self) -> AudioSource:
+        """Return the source, at its first byte if it was read before."""
+        source: Any = self._source
+        if self._was_opened and hasattr(source, "read"):
+            if self._position is None:
+                name = getattr(source, "name", "file object")
+                raise AudioError(str(name), "was cancelled while it was read, and it can't seek")
+            source.seek(self._position)
+        self._was_opened = True
+        return self._source
+
+    def _open_cuts(self) -> Iterator[Cut]:
+        """Open the audio, and yield the cuts of all clips."""
+        reader = _BlockReader(read_blocks(self._rewind(), check=self._check))
+        points = [round(time_s * SAMPLE_RATE) for time_s in self._settings.clip_timestamps]
+        ends: list[int | None] = [*points[1::2]]
+        if len(points) % 2 or not points:
+            ends.append(None)
+        for start, end in zip(points[::2] or [0], ends, strict=True):
+            for _ in reader.read(start):
+                self.duration_s = reader.position / SAMPLE_RATE
+            offset = reader.position
+            cuts = cut_at_silences(
+                reader.read(end), skip_silence=self._settings.vad_filter, check=self._check
+            )
+            for cut in cuts:
+                self.duration_s = reader.position / SAMPLE_RATE
+                yield cut.move(offset)
+        # The length of the audio counts what is behind the last clip too.
+        for _ in reader.read(None):
+            pass
+        self.duration_s = reader.position / SAMPLE_RATE
+
+
+class _BlockReader:
+    """Blocks of samples, up to chosen positions.
+
+    Attributes:
+        position: Samples that were read.
+    """
+
+    def __init__(self, blocks: Iterator[FloatArray]) -> None:
+        self.position = 0
+        self._blocks = blocks
+        self._rest: FloatArray | None = None
+
+    def read(self, end: int | None) -> Iterator[FloatArray]:
+        """Read blocks up to the sample `end`; None reads all. Yields shape (samples,), float32."""
+        while end is None or self.position < end:
+            block = next(self._blocks, None) if self._rest is None else self._rest
+            if block is None:
+                return
+            count = len(block) if end is None else min(len(block), end - self.position)
+            self._rest = block[count:] if count < len(block) else None
+            self.position += count
+            yield block[:count]
+
+
+def _find_position(source: object) -> int | None:
+    """Return where a file object is, if it can come back to it."""
+    if not hasattr(source, "read") or not isinstance(source, io.IOBase):
+        return None
+    try:
+        return source.tell() if source.seekable() else None
+    except (OSError, ValueError):  # closed: reading it says so
+        return None
