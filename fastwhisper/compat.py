@@ -62,7 +62,7 @@ def load_model(path_or_hf_repo: str | os.PathLike[str], dtype: mx.Dtype | None =
     threads.run_blocking(partial(import_computing, "fastwhisper.loading.compute"), Lane.READ)
     from fastwhisper.loading.compute import Compute  # noqa: PLC0415  imports MLX
 
-    compute = Compute(checkpoint, dtype=None, on_gpu=False)
+    compute = Compute(checkpoint, dtype=None, device="cpu")
 
     jobs: list[Job[dict[str, mx.array]]] = [
         threads.submit(partial(compute.read, share), Lane.READ)

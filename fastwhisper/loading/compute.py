@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
     from fastwhisper.checkpoint.plan import Checkpoint
     from fastwhisper.values import DtypeName
+    from fastwhisper.whisper.layers import Device
     from fastwhisper.whisper.network import Whisper
 
-__all__ = ["Compute", "choose_dtype", "computes_on_gpu"]
+__all__ = ["Compute", "choose_dtype", "find_device"]
 
 _CAST_BYTES: Final = 1 << 20
 
@@ -37,12 +38,12 @@ class Compute:
     Attributes:
         checkpoint: The checkpoint as inspected.
         dtype: The dtype of floating parameters; None keeps the file's, for `load_model`.
-        on_gpu: Whether MLX computes on a GPU.
+        device: What MLX computes on.
     """
 
     checkpoint: Checkpoint
     dtype: DtypeName | None
-    on_gpu: bool
+    device: Device
 
     @property
     def network_dtype(self) -> DtypeName:
@@ -79,7 +80,7 @@ class Compute:
         # Imported beside the read, which need not wait for it: 40 ms.
         from fastwhisper.whisper.params import build_module  # noqa: PLC0415
 
-        return build_module(self.checkpoint, dtype=self.network_dtype, for_cpu=not self.on_gpu)
+        return build_module(self.checkpoint, dtype=self.network_dtype, device=self.device)
 
     def apply(self, module: nn.Module, params: Mapping[str, mx.array]) -> None:
         """Put the weights into the network.
@@ -109,17 +110,19 @@ class Compute:
             on_group(sum(array.nbytes for array in group.values()))
 
 
-def choose_dtype(*, on_gpu: bool) -> DtypeName:
+def choose_dtype(device: Device) -> DtypeName:
     """Return the dtype to compute in: float16 on a GPU, float32 on a CPU.
 
     On a CPU MLX multiplies quantized matrices about 70 times faster in float32.
     """
-    return "float16" if on_gpu else "float32"
+    return "float32" if device == "cpu" else "float16"
 
 
-def computes_on_gpu() -> bool:
-    """Return whether MLX computes on a GPU."""
-    return bool(mx.default_device().type == mx.gpu)
+def find_device() -> Device:
+    """Return what MLX computes on."""
+    if mx.default_device().type != mx.gpu:
+        return "cpu"
+    return "metal" if mx.metal.is_available() else "cuda"
 
 
 def _cast(group: dict[str, mx.array], dtype: mx.Dtype) -> None:

@@ -307,7 +307,7 @@ class LoadTask:
 
     async def _warm_up(self, warm_up: WarmUp) -> None:
         wanted = self.options.warm_up
-        if warm_up.compute.on_gpu if wanted is None else wanted:
+        if warm_up.compute.device != "cpu" if wanted is None else wanted:
             self._meter.report("warm-up", 0, None)
             await warm_up.run(partial(self._run_stage, "warm-up"))
             self._meter.report("warm-up", 0, 0)
@@ -380,9 +380,8 @@ def _choose_compute(checkpoint: Checkpoint, dtype: DtypeName | None) -> tuple[Co
     backend.import_mlx()
     from fastwhisper.loading import compute, warm_up  # noqa: PLC0415  both import MLX
 
-    on_gpu = compute.computes_on_gpu()
-    dtype = dtype or compute.choose_dtype(on_gpu=on_gpu)
-    chosen = compute.Compute(checkpoint, dtype, on_gpu)
+    device = compute.find_device()
+    chosen = compute.Compute(checkpoint, dtype or compute.choose_dtype(device), device)
     return chosen, warm_up.WarmUp(chosen)
 
 

@@ -110,7 +110,7 @@ class WindowDecoder:
             self.model,
             self.tokenizer,
             self.settings,
-            compile_steps=not self.model.for_cpu,
+            compile_steps=self.model.device != "cpu",
             check=self.check,
         )
 
@@ -164,7 +164,7 @@ class WindowDecoder:
             return self._encoded[1]
         self._encoded = None
         encoded: list[mx.array] = []
-        together = 1 if self.model.for_cpu else _ENCODED_TOGETHER
+        together = 1 if self.model.device == "cpu" else _ENCODED_TOGETHER
         for first in range(0, len(windows), together):
             self.check()
             mel = mx.stack(

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from fastwhisper.values import Dimensions, ModulePrecision
     from fastwhisper.whisper.attention import DecoderCache, KeyValues
+    from fastwhisper.whisper.layers import Device
 
 __all__ = ["AudioEncoder", "Block", "TextDecoder", "Whisper", "compute_sinusoids"]
 
@@ -248,7 +249,7 @@ class Whisper(nn.Module):
 
     Attributes:
         dims: Its sizes.
-        for_cpu: Whether the forms are used that are fast on a CPU.
+        device: What it computes on.
         encoder: Log-mel audio -> features.
         decoder: Tokens and features -> logits.
         alignment_heads: (block, head) pairs of the cross-attention heads that attend to each word
@@ -256,7 +257,7 @@ class Whisper(nn.Module):
     """
 
     dims: Dimensions
-    for_cpu: bool
+    device: Device
     encoder: AudioEncoder
     decoder: TextDecoder
     alignment_heads: mx.array
@@ -267,7 +268,7 @@ class Whisper(nn.Module):
         *,
         precision: Mapping[str, ModulePrecision] | None = None,
         dtype: mx.Dtype = mx.float32,
-        for_cpu: bool = False,
+        device: Device = "metal",
     ) -> None:
         """Build a network without weights.
 
@@ -276,16 +277,16 @@ class Whisper(nn.Module):
             precision: Bits and group size by the name of each quantized module.
             dtype: The dtype of the encoder's positions and of the decoder's mask, which no
                 checkpoint holds.
-            for_cpu: Use the forms that are fast on a CPU: the encoder in NumPy, and packed weights
-                unpacked for long inputs. Only the order of sums changes.
+            device: What it computes on. On a CPU the encoder computes in NumPy. Packed weights are
+                unpacked for long inputs where that is faster. Only the order of sums changes.
         """
         super().__init__()
         packings = {
-            name: Packing(packed.bits, packed.group_size, UNPACK_ROWS if for_cpu else None)
+            name: Packing(packed.bits, packed.group_size, UNPACK_ROWS[device])
             for name, packed in (precision or {}).items()
         }
         self.dims = dims
-        self.for_cpu = for_cpu
+        self.device = device
         self.encoder = AudioEncoder(dims, packings, dtype)
         self.decoder = TextDecoder(dims, packings, dtype)
         # The default for a checkpoint that names none: all heads of the upper half of the blocks.

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from fastwhisper.checkpoint.plan import Checkpoint
     from fastwhisper.values import DtypeName
+    from fastwhisper.whisper.layers import Device
 
 __all__ = ["apply_params", "build_module"]
 
@@ -28,7 +29,7 @@ _Slot = tuple["dict[str, object] | list[object]", "str | int", mx.array]
 
 
 def build_module(
-    checkpoint: Checkpoint, *, dtype: DtypeName = "float32", for_cpu: bool = False
+    checkpoint: Checkpoint, *, dtype: DtypeName = "float32", device: Device = "metal"
 ) -> Whisper:
     """Build the network of a checkpoint, with its classes and bits, but without weights.
 
@@ -39,7 +40,7 @@ def build_module(
     Args:
         checkpoint: Its dimensions, precision and alignment heads are used.
         dtype: The dtype of the encoder's positions and the decoder's mask.
-        for_cpu: Use the forms that are fast on a CPU; see `Whisper`.
+        device: What it computes on; see `Whisper`.
 
     Returns:
         A network whose parameters `apply_params` must set.
@@ -48,7 +49,7 @@ def build_module(
         checkpoint.dimensions,
         precision=checkpoint.precision,
         dtype=getattr(mx, dtype),
-        for_cpu=for_cpu,
+        device=device,
     )
     if checkpoint.alignment_heads:
         heads = [list(pair) for pair in checkpoint.alignment_heads]

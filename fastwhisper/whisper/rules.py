@@ -50,19 +50,24 @@ class Rules:
         self._ids = mx.arange(n_vocab)
         self._has_times = not settings.without_timestamps
         begin = tokenizer.timestamp_begin
-        never = _find_suppressed(tokenizer, settings)
-        at_start = [*tokenizer.encode(" "), tokenizer.eot] if settings.suppress_blank else []
+        suppressed = _find_suppressed(tokenizer, settings)
         if self._has_times:
-            never.append(tokenizer.no_timestamps)
-            at_start += range(begin)
+            suppressed.append(tokenizer.no_timestamps)
+        never = _build_mask(n_vocab, suppressed)
+        at_start = _build_mask(
+            n_vocab,
+            [*tokenizer.encode(" "), tokenizer.eot] if settings.suppress_blank else [],
+        )
+        if not self._has_times:
+            never = never | (self._ids >= begin)
+        else:
+            at_start = at_start | (self._ids < begin)
             if settings.max_initial_timestamp:
                 step_s = _WINDOW_S / model.dims.n_audio_ctx
                 steps = round(settings.max_initial_timestamp / step_s)
-                at_start += range(begin + steps + 1, n_vocab)
-        else:
-            never += range(begin, n_vocab)
-        self._never = _build_mask(n_vocab, never)
-        self._never_at_start = _build_mask(n_vocab, [*never, *at_start])
+                at_start = at_start | (self._ids > begin + steps)
+        self._never = never
+        self._never_at_start = never | at_start
         mx.eval(self._ids, self._never, self._never_at_start)
 
     def start(self, rows: int) -> State:

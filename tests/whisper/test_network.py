@@ -155,7 +155,7 @@ def test_rows_share_a_window() -> None:
 
 def test_unpacking_changes_only_the_order_of_sums() -> None:
     """On a CPU long inputs are multiplied with unpacked weights."""
-    ours, theirs = pair("int4", mx.float32, for_cpu=True)
+    ours, theirs = pair("int4", mx.float32, device="cpu")
     mel = mx.random.normal((1, 100, 80))
     assert mx.allclose(ours.encoder(mel), theirs.encoder(mel), rtol=1e-3, atol=1e-4).item()
 
