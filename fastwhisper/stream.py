@@ -12,7 +12,7 @@ from fastwhisper.engine.threads import Lane
 from fastwhisper.values import TranscribeProgress
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable, Coroutine
 
     from fastwhisper.loading.load import LoadTask
     from fastwhisper.transcribing.batches import Batches
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fastwhisper.values import Segment, Transcription
     from fastwhisper.whisper.options import DecodeSettings
 
-    Run: TypeAlias = Callable[[Callable[[], Any], Lane], Awaitable[Any]]
+    Run: TypeAlias = Callable[[Callable[[], Any], Lane], Coroutine[Any, Any, Any]]
 
 __all__ = ["SegmentStream", "detach", "detect_language"]
 
@@ -53,7 +53,10 @@ class SegmentStream:
 
     @property
     def duration_s(self) -> float:
-        """Length of the audio in seconds; 0 before the first segment."""
+        """Length of the audio in seconds, as far as it is read; 0 before the first segment.
+
+        An audio that is cut at silences is read while it is decoded.
+        """
         return self._duration_s
 
     @property
@@ -88,27 +91,39 @@ class SegmentStream:
         Always a cancellation point.
         """
         if self._has_ended:
-            return await self._run(bool, Lane.COMPUTE)
-        if self._open is None:
-            self._open = await self._run(self._open_audio, Lane.READ)
-        batches, reader = self._open
+            await self._run(bool, Lane.COMPUTE)
+            return False
         done = len(self._done)
         while len(self._done) == done and not self._has_ended:
-            jobs = [partial(self._run, partial(self._keep_next, batches, reader), Lane.COMPUTE)]
-            if not reader.is_done:
-                # The parts of the next batch are read while the device computes this one.
-                jobs.append(partial(self._run, partial(self._read, batches, reader), Lane.READ))
-            await tasks.side_by_side(*jobs)
+            await self._go_on()
         if self._has_ended:
             self._open = None  # so that the mel is freed
-            return len(self._done) > done
+        if len(self._done) == done:
+            return False
         if self._on_progress is not None:
             self._on_progress(TranscribeProgress(self.done_s, self._duration_s))
         return True
 
-    def _keep_next(self, batches: Batches, reader: PartReader) -> None:
+    async def _go_on(self) -> None:
+        """Read parts, or decode a batch, or both side by side."""
+        if self._open is None:
+            await self._run(self._read, Lane.READ)
+            return
+        batches, reader = self._open
+        read = partial(self._run, partial(self._read, batches.missing), Lane.READ)
+        decode = partial(
+            self._run, partial(self._keep_next, batches, is_last=reader.is_done), Lane.COMPUTE
+        )
+        if reader.is_done or not batches.missing:
+            await decode()
+        elif batches.is_idle:
+            await read()
+        else:
+            # The parts of the next batch are read while the device computes this one.
+            await tasks.side_by_side(decode, read)
+
+    def _keep_next(self, batches: Batches, *, is_last: bool) -> None:
         """Decode and keep a batch, in one job: a cancel just after it loses nothing."""
-        is_last = reader.is_done
         windows = batches.decode()
         if not windows and is_last:
             windows = batches.finish()
@@ -116,8 +131,13 @@ class SegmentStream:
         self._done += windows
         self._segments.extend(segment for window in windows for segment in window.segments)
 
-    def _read(self, batches: Batches, reader: PartReader) -> None:
-        for part in reader.read(batches.missing):
+    def _read(self, count: int | None = None) -> None:
+        """Read the next parts; None reads those of the first batch."""
+        if self._open is None:
+            # Kept before anything is read: after a cancel, the reader knows where it began.
+            self._open = self._open_audio()
+        batches, reader = self._open
+        for part in reader.read(batches.missing if count is None else count):
             batches.add(part)
         self._duration_s = reader.duration_s
 
@@ -133,7 +153,6 @@ class SegmentStream:
         reader = parts.PartReader(
             self._audio, self._settings, n_mels=model.dims.n_mels, check=threads.check
         )
-        self._read(opened, reader)
         return opened, reader
 
 

@@ -25,10 +25,12 @@ from tests.helpers.interpreter import run_python
 from tests.helpers.tiny_models import SPEAKING, write_babbler
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     import numpy as np
+
+    from fastwhisper.transcribing.window_decoder import WindowRef
 
 pytestmark = pytest.mark.anyio
 
@@ -63,20 +65,20 @@ class Turnstile:
         self._keep: list[WindowDecoder] = []
         real = WindowDecoder.encode
 
-        def encode(decoder: WindowDecoder, start_frame: int, frames: int) -> Any:
+        def encode(decoder: WindowDecoder, windows: Sequence[WindowRef]) -> Any:
             self._keep.append(decoder)  # an id may not be used again
             stream = self._streams.setdefault(id(decoder), len(self._streams))
-            self.entered.append((stream, start_frame))
+            self.entered += [(stream, window.start_frame) for window in windows]
             self.threads.add(threading.current_thread().name)
             if next(self._numbers) == self.hold_at:
                 self.reached.set()
                 while not self.open.wait(0.002):
                     threads.check()
             if self.hears_nothing:
-                features = mx.zeros((1500, SPEAKING.n_audio_state))
+                features = mx.zeros((len(windows), 1500, SPEAKING.n_audio_state))
                 mx.eval(features)
                 return features
-            return real(decoder, start_frame, frames)
+            return real(decoder, windows)
 
         monkeypatch.setattr(WindowDecoder, "encode", encode)
 
@@ -254,11 +256,10 @@ async def test_cancelled_as_a_window_ends(
         with anyio.CancelScope() as scope:
             real = stream._keep_next
 
-            def cancel_at_the_end(windows: Any) -> bool:
-                more = real(windows)
+            def cancel_at_the_end(batches: Any, *, is_last: bool) -> None:
+                real(batches, is_last=is_last)
                 # Handled by the loop before it hears that the job has finished.
                 post(scope.cancel)
-                return more
 
             with monkeypatch.context() as patched:
                 post = tasks.on_this_loop()

@@ -11,6 +11,7 @@ import warnings
 from collections import deque
 from typing import TYPE_CHECKING
 
+from fastwhisper.transcribing.mel import make_silent_window
 from fastwhisper.transcribing.parts import Part
 from fastwhisper.transcribing.window_decoder import WindowDecoder, WindowRef
 from fastwhisper.transcribing.windows import AudioWindows, Prompt, Window
@@ -60,16 +61,22 @@ class Batches:
         self._is_empty = True
 
     @property
+    def is_idle(self) -> bool:
+        """Whether there is no part to decode."""
+        return not self._waiting and not self._parts
+
+    @property
     def missing(self) -> int:
-        """Number of parts that the next full batch still needs."""
-        return max(self._size - len(self._waiting), 1)
+        """Number of parts to read: for the first batch, later for the batch after the next one."""
+        wanted = self._size if self.is_idle else 2 * self._size
+        return wanted - len(self._waiting) - len(self._parts)
 
     def add(self, part: Part) -> None:
         """Add the next part. May be called in any thread, while a batch is decoded.
 
-        A part without speech is not decoded.
+        A part without speech, or without a whole frame, is not decoded.
         """
-        if part.has_speech:
+        if part.has_speech and part.audio.content_frames:
             self._waiting.append(part)
         elif self._silence is None:
             self._silence = part
@@ -92,8 +99,11 @@ class Batches:
         """Return an empty window if there was none at all; an audio has at least one."""
         if not self._is_empty:
             return []
-        if not self._decoder.language and self._silence is not None:
-            self._decoder.begin(self._silence.audio)
+        if not self._decoder.language:
+            n_mels = self._decoder.model.dims.n_mels
+            self._decoder.begin(
+                self._silence.audio if self._silence else make_silent_window(n_mels)
+            )
         self._is_empty = False
         return [Window((), self._decoder.language, b"", 0.0)]
 

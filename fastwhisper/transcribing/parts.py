@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -126,7 +125,9 @@ class PartReader:
         if self._was_opened and hasattr(source, "read"):
             if self._position is None:
                 name = getattr(source, "name", "file object")
-                raise AudioError(str(name), "was cancelled while it was read, and it can't seek")
+                raise AudioError(
+                    str(name), "part of it was read before, and it can't seek; open it again"
+                )
             source.seek(self._position)
         self._was_opened = True
         return self._source
@@ -178,11 +179,12 @@ class _BlockReader:
             yield block[:count]
 
 
-def _find_position(source: object) -> int | None:
+def _find_position(source: Any) -> int | None:
     """Return where a file object is, if it can come back to it."""
-    if not hasattr(source, "read") or not isinstance(source, io.IOBase):
+    if not hasattr(source, "read"):
         return None
     try:
-        return source.tell() if source.seekable() else None
-    except (OSError, ValueError):  # closed: reading it says so
+        position: int | None = source.tell() if source.seekable() else None
+    except (AttributeError, OSError, ValueError):  # closed, or no file: reading it says so
         return None
+    return position

@@ -28,7 +28,9 @@ from tests.helpers.reference import import_reference
 from tests.helpers.tiny_models import SPEAKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from fastwhisper.transcribing.window_decoder import WindowRef
 
 FORMATS = ["txt", "srt", "vtt", "tsv", "json"]
 COMMAND = [sys.executable, "-m", "fastwhisper", "transcribe"]
@@ -224,10 +226,10 @@ def at_each_window(monkeypatch: pytest.MonkeyPatch, function: Callable[[int], ob
     windows: list[int] = []
     real = WindowDecoder.encode
 
-    def encode(decoder: WindowDecoder, start_frame: int, frames: int) -> Any:
+    def encode(decoder: WindowDecoder, refs: Sequence[WindowRef]) -> Any:
         function(len(windows))
-        windows.append(start_frame)
-        return real(decoder, start_frame, frames)
+        windows.append(refs[0].start_frame)
+        return real(decoder, refs)
 
     monkeypatch.setattr(WindowDecoder, "encode", encode)
     return windows
