@@ -199,6 +199,19 @@ def _add_text(group: argparse._ArgumentGroup) -> None:
         metavar="X",
         help="a window of a higher probability of silence is skipped (default: 0.6)",
     )
+    add(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="windows to decode together, cut at silences: faster, but no window is prompted with "
+        "the text before it (default: 1)",
+    )
+    add(
+        "--vad-filter",
+        type=_parse_flag,
+        metavar=_TRUE_OR_FALSE,
+        help="skip silence of more than 2 s, found by a voice detector (default: False)",
+    )
 
 
 def _add_times(group: argparse._ArgumentGroup) -> None:

@@ -70,6 +70,8 @@ def test_help_names_every_default() -> None:
         "no_speech_threshold",
         "word_timestamps",
         "task",
+        "batch_size",
+        "vad_filter",
     ],
 )
 def test_help_gives_the_defaults_of_decoding(name: str) -> None:
@@ -147,6 +149,13 @@ def test_command_that_is_like_none_lists_them(capsys: pytest.CaptureFixture[str]
         (["a.wav", "--languages", ""], "unknown language ''"),
         (["a.wav", "--languages", "en,de", "--language", "en"], "are both given"),
         (["a.wav", "--carry-initial-prompt", "yes"], "unknown value 'yes'; give True or False"),
+        (["a.wav", "--batch-size", "0"], "batch_size=0 is out of range"),
+        (["a.wav", "--batch-size", "two"], "invalid int value: 'two'"),
+        (["a.wav", "--vad-filter", "yes"], "unknown value 'yes'; give True or False"),
+        (
+            ["a.wav", "--clip-timestamps", "5,9,1,2", "--vad-filter", "True"],
+            "clip_timestamps='5,9,1,2' go back in time",
+        ),
         (["a.wav", "--output-format", "jason"], "did you mean 'json'?"),
         (["a.wav", "--task", "translte"], "did you mean 'translate'?"),
         (["a.wav", "--temperature", "-1"], "temperature"),
@@ -191,7 +200,8 @@ def test_every_flag_arrives(
         "--condition-on-previous-text False --compression-ratio-threshold None "
         "--logprob-threshold -0.5 --no-speech-threshold 0.1 --word-timestamps True "
         "--prepend-punctuations ( --append-punctuations ) "
-        "--hallucination-silence-threshold 2 --clip-timestamps 1,2"
+        "--hallucination-silence-threshold 2 --clip-timestamps 1,2 "
+        "--batch-size 8 --vad-filter True"
     )
     assert run("transcribe", "--model", model, *flags.split(), "a.wav") == 1
     assert given == [
@@ -215,6 +225,8 @@ def test_every_flag_arrives(
             "append_punctuations": ")",
             "hallucination_silence_threshold": 2.0,
             "clip_timestamps": "1,2",
+            "batch_size": 8,
+            "vad_filter": True,
         },
     ]
     given.clear()

@@ -31,6 +31,8 @@ def test_defaults_are_upstreams() -> None:
     assert ours.pop("carry_initial_prompt") is False
     assert ours.pop("languages") is None
     assert ours.pop("seed") is None
+    assert ours.pop("batch_size") == 1
+    assert ours.pop("vad_filter") is False
     assert ours == {name: theirs[name] for name in ours}
 
 
@@ -129,6 +131,10 @@ def test_options_take_the_forms_upstream_takes(
         ({"suppress_tokens": [1.5]}, TypeError),
         ({"suppress_tokens": [-2]}, ValueError),
         ({"suppress_blank": "yes"}, TypeError),
+        ({"batch_size": 0}, ValueError),
+        ({"batch_size": 1025}, ValueError),
+        ({"batch_size": 2.0}, TypeError),
+        ({"vad_filter": 1}, TypeError),
         ({"max_initial_timestamp": -1}, ValueError),
         ({"max_initial_timestamp": float("inf")}, ValueError),
     ],
@@ -145,6 +151,16 @@ def test_a_language_is_given_or_detected() -> None:
     """The language that is spoken and the languages to detect among exclude each other."""
     with pytest.raises(ValueError, match=r"language='en' and languages=\('en',\) are both given"):
         DecodeSettings.from_options(language="en", languages=("en",))
+
+
+@pytest.mark.parametrize("cutting", [{"batch_size": 2}, {"vad_filter": True}], ids=str)
+@pytest.mark.parametrize("clips", ["5,9,1,2", "1,5,4,9", "5,1"])
+def test_clips_in_order_where_silences_are_cut(cutting: dict[str, Any], clips: str) -> None:
+    """An audio is read once, so clips that go back or overlap are refused."""
+    assert DecodeSettings.from_options(clip_timestamps=clips)
+    assert DecodeSettings.from_options(clip_timestamps="1,5,5,9,12", **cutting)
+    with pytest.raises(ValueError, match=f"clip_timestamps='{clips}' go back in time"):
+        DecodeSettings.from_options(clip_timestamps=clips, **cutting)
 
 
 def test_an_unknown_language_lists_the_known_ones() -> None:
