@@ -27,11 +27,14 @@ __all__ = ["MAX_SAMPLES", "Cut", "cut_at_silences"]
 MAX_SAMPLES: Final = 30 * SAMPLE_RATE
 """Most samples of a cut."""
 
-_SPEECH: Final = 0.35
-"""From this probability on, a frame counts as speech when silence is skipped."""
+_SPEECH: Final = 0.2
+"""From this probability on, a frame is kept when silence is skipped."""
 
 _POSSIBLE: Final = 0.15
-"""Below this probability, a frame has no speech for sure."""
+"""From this probability on, a frame is decoded when silence is not skipped."""
+
+_PAUSE_LIMIT: Final = 0.35
+"""Below this probability, a frame belongs to a pause where speech may be cut."""
 
 _BLOCK_SAMPLES: Final = 30 * SAMPLE_RATE
 
@@ -54,7 +57,7 @@ _SEARCH: Final = _to_frames(10)
 _PAUSE: Final = _to_frames(0.25)
 """A pause between two phrases. The detector hardly sees shorter ones."""
 
-_ENOUGH: Final = _to_frames(0.6)
+_ENOUGH: Final = _to_frames(1)
 """Of pauses that are longer than this, the last one is taken and not the longest."""
 
 _SMOOTH: Final = 3
@@ -246,7 +249,7 @@ class _Cutter:
 
 def _find_pauses(probabilities: FloatArray) -> Iterator[tuple[int, int]]:
     """Find the first and the end frame of each stretch without speech, in order."""
-    is_quiet = np.concatenate([[False], probabilities < _SPEECH, [False]])
+    is_quiet = np.concatenate([[False], probabilities < _PAUSE_LIMIT, [False]])
     edges = np.flatnonzero(np.diff(is_quiet.astype(np.int8)))
     for start, end in edges.reshape(-1, 2):
         yield int(start), int(end)
