@@ -17,6 +17,8 @@ from mlx.utils import tree_map
 
 from fastwhisper.engine import tasks, threads
 from fastwhisper.engine.threads import Lane
+from fastwhisper.whisper.options import DecodeSettings
+from fastwhisper.whisper.tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -59,6 +61,8 @@ class WarmUp:
         await tasks.side_by_side(
             partial(in_thread, self.warm_convolution, Lane.READ),
             partial(in_thread, self.warm_attention, Lane.READ),
+            partial(in_thread, self.warm_step, Lane.READ),
+            partial(in_thread, self.warm_rules, Lane.READ),
             partial(in_thread, self.warm_products, Lane.COMPUTE),
         )
         await in_thread(self.warm_network, Lane.COMPUTE)
@@ -68,7 +72,30 @@ class WarmUp:
         from fastwhisper.transcribing.mel import compute_mel  # noqa: PLC0415  imports NumPy
 
         n_mels = self.compute.checkpoint.dimensions.n_mels
-        compute_mel(mx.zeros(_SAMPLES), n_mels=n_mels, check=threads.check)
+        audio = compute_mel(mx.zeros(_SAMPLES), n_mels=n_mels, check=threads.check)
+        mx.eval(audio.window(0, 1))
+
+    def warm_rules(self) -> None:
+        """Choose a first and a second token."""
+        from fastwhisper.whisper.rules import Rules  # noqa: PLC0415  imports NumPy
+
+        size = self.compute.checkpoint.dimensions
+        tokenizer = read_tokenizer(size.n_vocab, language="en", task="transcribe")
+        rules = Rules(tokenizer, DecodeSettings(), size)
+        state = rules.start(1)
+        for is_first in (True, False):
+            state = rules.choose(self._zeros(1, size.n_vocab), state, is_first=is_first)
+            mx.eval(state)
+
+    def warm_step(self) -> None:
+        """Run the attention of one token, and put it into a cache."""
+        size = self.compute.checkpoint.dimensions
+        keys = self._zeros(
+            1, size.n_text_head, size.n_text_ctx, size.n_text_state // size.n_text_head
+        )
+        token = mx.contiguous(keys[:, :, :1])
+        keys[:, :, :1] = token
+        mx.eval(mx.fast.scaled_dot_product_attention(token, keys, keys, scale=1.0))
 
     def warm_convolution(self) -> None:
         """Run a convolution."""
@@ -118,7 +145,6 @@ class WarmUp:
         module = replace(self.compute, checkpoint=small).build()
         module.update(tree_map(self._zeros_like, module.parameters()))
         from fastwhisper.transcribing import batches, mel  # noqa: PLC0415  both import NumPy
-        from fastwhisper.whisper.options import DecodeSettings  # noqa: PLC0415  2 ms
 
         silence = mel.make_silent_window(module.dims.n_mels)
         settings = DecodeSettings.from_options(language="en", temperature=0, sample_len=_TOKENS)

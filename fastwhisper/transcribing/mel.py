@@ -40,18 +40,18 @@ _SILENCE: Final = 1e-10
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MelAudio:
-    """The log-mel input of one audio, before it is scaled.
+    """The log-mel input of one audio.
 
     Attributes:
-        blocks: Log10 energies, evaluated. Shapes (3000, n_mels), float32; the last one is shorter,
-            and behind it there is silence. One frame is 10 ms.
-        lowest: What lower energies are raised to: the largest one less 8. Shape (), float32.
+        blocks: Scaled log10 energies, evaluated. Shapes (3000, n_mels), float32; the last one is
+            shorter, or up to 2 frames longer. One frame is 10 ms.
+        silence: The same for a frame of the silence behind the audio. Shape (1, n_mels), float32.
         content_frames: Frames of the audio.
         duration_s: Length of the audio in seconds.
     """
 
     blocks: tuple[mx.array, ...]
-    lowest: mx.array
+    silence: mx.array
     content_frames: int
     duration_s: float
 
@@ -59,7 +59,7 @@ class MelAudio:
         """Return the network's input for one window.
 
         Args:
-            start_frame: First frame.
+            start_frame: First frame, inside the audio.
             frames: Frames of the window, at most 3000. Frames behind the audio are silence.
 
         Returns:
@@ -67,16 +67,18 @@ class MelAudio:
             evaluated.
 
         Source:
-            Radford et al. 2022, section 2.2; `pad_or_trim` in `transcribe` of openai/whisper.
+            `pad_or_trim` in `transcribe` of openai/whisper.
         """
         first, offset = divmod(start_frame, WINDOW_FRAMES)
-        parts = [
-            block[offset * (n == 0) :] for n, block in enumerate(self.blocks[first : first + 2])
-        ]
-        n_mels = self.blocks[0].shape[1]
-        log = mx.concatenate([*parts, mx.full((frames, n_mels), _SILENCE).log10()])[:frames]
-        scaled = (mx.maximum(log, self.lowest) + 4) / 4
-        return mx.pad(scaled, [(0, WINDOW_FRAMES - frames), (0, 0)])
+        parts = [self.blocks[first][offset : offset + frames]]
+        missing = frames - len(parts[0])
+        if missing and first + 1 < len(self.blocks):
+            parts.append(self.blocks[first + 1][:missing])
+            missing -= len(parts[1])
+        if missing:
+            parts.append(mx.repeat(self.silence, missing, axis=0))
+        mel = parts[0] if len(parts) == 1 else mx.concatenate(parts)
+        return mx.pad(mel, [(0, WINDOW_FRAMES - frames), (0, 0)])
 
 
 def compute_mel(
@@ -119,15 +121,13 @@ def compute_mel(
 
 
 def make_silent_window(n_mels: int) -> MelAudio:
-    """Return the mel of one window without any energy, for a warm-up.
+    """Return the mel of one window without any energy.
 
     Args:
         n_mels: Number of filters, 80 or 128.
     """
-    block = mx.full((WINDOW_FRAMES, n_mels), _SILENCE).log10()
-    lowest = block.max() - 8
-    mx.eval(block, lowest)
-    return MelAudio((block,), lowest, content_frames=WINDOW_FRAMES, duration_s=0.0)
+    quiet = np.full((WINDOW_FRAMES, n_mels), (np.log10(_SILENCE) + 4) / 4, np.float32)
+    return MelAudio((mx.array(quiet),), mx.array(quiet[:1]), WINDOW_FRAMES, duration_s=0.0)
 
 
 class _MelStream:
@@ -137,32 +137,41 @@ class _MelStream:
         self._filters = mx.array(read_mel_filters(n_mels))
         self._taper = mx.array(np.hanning(_FFT_SAMPLES + 1)[:-1].astype(np.float32))
         self._pending = np.empty(0, np.float32)
-        self._blocks: list[mx.array] = []
+        self._log: list[mx.array] = []
         # All audio is followed by silence.
         self._largest = mx.array(_SILENCE).log10()
 
     def push(self, samples: FloatArray) -> None:
         """Add samples. Shape (samples,), float32, of any length."""
         self._pending = np.concatenate([self._pending, samples])
-        # Whole windows only, so that FFT and product see the same rows as in mlx_whisper.
-        while len(self._pending) >= _WINDOW_SAMPLES + _FFT_SAMPLES:
+        # Whole windows only, so that FFT and product see the same rows as in mlx_whisper. The last
+        # frames of an audio are one block with those before.
+        while len(self._pending) >= _WINDOW_SAMPLES + 2 * _FFT_SAMPLES:
             self._compute(WINDOW_FRAMES)
+            # Evaluated now, so that the samples are freed.
+            mx.eval(self._log[-1], self._largest)
 
     def finish(self, samples: int) -> MelAudio:
         """Return the mel of all samples, of which there were `samples`."""
         # The frames behind these are computed from silence alone.
         frames = -(-(samples + _EDGE_SAMPLES) // _HOP_SAMPLES)
-        missing = frames - len(self._blocks) * WINDOW_FRAMES
+        missing = frames - len(self._log) * WINDOW_FRAMES
         silence = missing * _HOP_SAMPLES + _FFT_SAMPLES - len(self._pending)
-        self.push(np.zeros(max(silence, 0), np.float32))
-        missing = frames - len(self._blocks) * WINDOW_FRAMES
-        if missing > 0:
-            self._compute(missing)
+        self._pending = np.concatenate([self._pending, np.zeros(max(silence, 0), np.float32)])
+        self._compute(missing)
+        quiet = mx.full((1, self._filters.shape[0]), _SILENCE).log10()
         lowest = self._largest - 8
-        mx.eval(lowest)
+        blocks = []
+        while self._log:
+            blocks.append((mx.maximum(self._log.pop(0), lowest) + 4) / 4)
+            if self._log:
+                mx.eval(blocks)  # so that not both forms of all blocks are kept
+        quiet = (mx.maximum(quiet, lowest) + 4) / 4
+        # Evaluated now, so that any thread may use them.
+        mx.eval(blocks, quiet)
         return MelAudio(
-            tuple(self._blocks),
-            lowest,
+            tuple(blocks),
+            quiet,
             content_frames=samples // _HOP_SAMPLES,
             duration_s=samples / SAMPLE_RATE,
         )
@@ -175,6 +184,4 @@ class _MelStream:
         energies = mx.fft.rfft(framed * self._taper).abs().square() @ self._filters.T
         log = mx.maximum(energies, _SILENCE).log10()
         self._largest = mx.maximum(self._largest, log.max())
-        # Evaluated now, so that the samples are freed and any thread may use the block.
-        mx.eval(log, self._largest)
-        self._blocks.append(log)
+        self._log.append(log)

@@ -7,12 +7,13 @@ Source:
 from __future__ import annotations
 
 import secrets
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import mlx.core as mx
 
 from fastwhisper.transcribing.mel import WINDOW_FRAMES
+from fastwhisper.whisper import cpu_encoder
 from fastwhisper.whisper.decoding import Decoder, detect_language
 from fastwhisper.whisper.languages import LANGUAGES
 from fastwhisper.whisper.tokenizer import Tokenizer, read_tokenizer
@@ -75,6 +76,9 @@ class WindowDecoder:
         self._dtype = mx.float16 if fp16 else mx.float32
         self._seed = secrets.randbits(32) if settings.seed is None else settings.seed
         self._encoded: tuple[WindowRef, mx.array] | None = None
+        self._encoder: Callable[[mx.array], mx.array] = model.encoder
+        if model.device == "cpu":
+            self._encoder = partial(cpu_encoder.encode, model.encoder)
 
     def begin(self, audio: MelAudio) -> None:
         """Check the settings, and detect the language in the first 30 s unless it is given.
@@ -106,13 +110,7 @@ class WindowDecoder:
 
     @cached_property
     def _decoder(self) -> Decoder:
-        return Decoder(
-            self.model,
-            self.tokenizer,
-            self.settings,
-            compile_steps=self.model.device != "cpu",
-            check=self.check,
-        )
+        return Decoder(self.model, self.tokenizer, self.settings, check=self.check)
 
     def _check_settings(self) -> None:
         """Check that the network knows the languages and the tokens of the settings."""
@@ -171,7 +169,7 @@ class WindowDecoder:
                 [ref.audio.window(*ref[1:]) for ref in windows[first : first + together]]
             )
             mx.eval(encoded)
-            encoded.append(self.model.encoder(mel.astype(self._dtype)))
+            encoded.append(self._encoder(mel.astype(self._dtype)))
             mx.async_eval(encoded)  # type: ignore[no-untyped-call]
         features = encoded[0] if len(encoded) == 1 else mx.concatenate(encoded)
         mx.eval(features)

@@ -277,8 +277,8 @@ class Whisper(nn.Module):
             precision: Bits and group size by the name of each quantized module.
             dtype: The dtype of the encoder's positions and of the decoder's mask, which no
                 checkpoint holds.
-            device: What it computes on. On a CPU the encoder computes in NumPy. Packed weights are
-                unpacked for long inputs where that is faster. Only the order of sums changes.
+            device: What it computes on. Packed weights are unpacked for long inputs where that is
+                faster; only the order of sums changes.
         """
         super().__init__()
         packings = {

@@ -12,11 +12,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from fastwhisper.whisper.network import Whisper
+    from fastwhisper.values import Dimensions
     from fastwhisper.whisper.options import DecodeSettings
     from fastwhisper.whisper.tokenizer import Tokenizer
 
@@ -44,31 +43,28 @@ class State(NamedTuple):
 class Rules:
     """The rules of one network, tokenizer and settings."""
 
-    def __init__(self, tokenizer: Tokenizer, settings: DecodeSettings, model: Whisper) -> None:
-        n_vocab = model.dims.n_vocab
+    def __init__(self, tokenizer: Tokenizer, settings: DecodeSettings, dims: Dimensions) -> None:
+        n_vocab = dims.n_vocab
         self._tokenizer = tokenizer
-        self._ids = mx.arange(n_vocab)
         self._has_times = not settings.without_timestamps
         begin = tokenizer.timestamp_begin
-        suppressed = _find_suppressed(tokenizer, settings)
-        if self._has_times:
-            suppressed.append(tokenizer.no_timestamps)
-        never = _build_mask(n_vocab, suppressed)
-        at_start = _build_mask(
-            n_vocab,
-            [*tokenizer.encode(" "), tokenizer.eot] if settings.suppress_blank else [],
-        )
+        # Made in NumPy: a GPU would load a kernel for each of these operations, 70 ms in all.
+        never = np.zeros(n_vocab, np.bool_)
+        never[_find_suppressed(tokenizer, settings)] = True
+        at_start = np.zeros(n_vocab, np.bool_)
+        if settings.suppress_blank:
+            at_start[[*tokenizer.encode(" "), tokenizer.eot]] = True
         if not self._has_times:
-            never = never | (self._ids >= begin)
+            never[begin:] = True
         else:
-            at_start = at_start | (self._ids < begin)
+            never[tokenizer.no_timestamps] = True
+            at_start[:begin] = True
             if settings.max_initial_timestamp:
-                step_s = _WINDOW_S / model.dims.n_audio_ctx
-                steps = round(settings.max_initial_timestamp / step_s)
-                at_start = at_start | (self._ids > begin + steps)
-        self._never = never
-        self._never_at_start = never | at_start
-        mx.eval(self._ids, self._never, self._never_at_start)
+                step_s = _WINDOW_S / dims.n_audio_ctx
+                at_start[begin + round(settings.max_initial_timestamp / step_s) + 1 :] = True
+        self._ids = mx.array(np.arange(n_vocab, dtype=np.int32))
+        self._never = mx.array(never)
+        self._never_at_start = mx.array(never | at_start)
 
     def start(self, rows: int) -> State:
         """Return the state of rows without a token."""
@@ -76,30 +72,17 @@ class Rules:
         time = mx.full((rows,), self._tokenizer.timestamp_begin, mx.int32)
         return State(time, time, time - 1, mx.zeros((rows,)))
 
-    def choose(
-        self,
-        logits: mx.array,
-        before: mx.array,
-        last: mx.array,
-        latest_time: mx.array,
-        total: mx.array,
-        *,
-        is_first: bool = False,
-    ) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+    def choose(self, logits: mx.array, state: State, *, is_first: bool) -> State:
         """Choose the likeliest token of each row.
 
         Args:
             logits: Shape (rows, n_vocab), of the network's dtype.
-            before: The state; see `State`.
-            last: The same.
-            latest_time: The same.
-            total: The same.
+            state: The state before.
             is_first: Whether this is the first token.
 
         Returns:
-            The new state, as a tuple, which can be compiled.
+            The new state.
         """
-        state = State(before, last, latest_time, total)
         logits = self.apply(logits, state, is_first=is_first)
         return self._follow(state, logits, mx.argmax(logits, axis=-1))
 
@@ -129,17 +112,15 @@ class Rules:
         """
         logits = self.apply(logits, state, is_first=is_first)
         chosen = mx.argmax(logits / temperature + gumbel, axis=-1)
-        return State(*self._follow(state, logits, chosen))
+        return self._follow(state, logits, chosen)
 
-    def _follow(
-        self, state: State, logits: mx.array, chosen: mx.array
-    ) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+    def _follow(self, state: State, logits: mx.array, chosen: mx.array) -> State:
         """Return the state after the chosen tokens, of whose logits some are minus infinity."""
         has_ended = state.last == self._tokenizer.eot
         logprobs = mx.take_along_axis(logits, chosen[:, None], axis=-1)[:, 0]
         logprobs = logprobs - mx.logsumexp(logits, axis=-1)
         chosen = mx.where(has_ended, self._tokenizer.eot, chosen).astype(mx.int32)
-        return (
+        return State(
             state.last,
             chosen,
             mx.where(chosen >= self._tokenizer.timestamp_begin, chosen, state.latest_time),
@@ -197,11 +178,3 @@ def _find_suppressed(tokenizer: Tokenizer, settings: DecodeSettings) -> list[int
     names = ("transcribe", "translate", "startoftranscript", "startofprev", "startoflm")
     found.update(tokenizer.special_tokens[name] for name in (*names, "nospeech"))
     return sorted(found)
-
-
-def _build_mask(n_vocab: int, tokens: Sequence[int]) -> mx.array:
-    """Return an array that is true at the given tokens. Shape (n_vocab,), bool."""
-    mask = mx.zeros(n_vocab, mx.bool_)
-    if tokens:
-        mask[mx.array(list(tokens))] = True
-    return mask

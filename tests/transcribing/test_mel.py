@@ -27,11 +27,10 @@ def upstream_mel(samples: np.ndarray, *, n_mels: int, padding: int) -> np.ndarra
 
 
 def whole(mel: MelAudio) -> np.ndarray:
-    """Return all windows of a mel, with 30 s of silence after it. Shape (frames, n_mels)."""
+    """Return a mel with 30 s of silence after it. Shape (frames, n_mels), float32."""
     frames = mel.content_frames + WINDOW_FRAMES
-    starts = range(0, frames, WINDOW_FRAMES)
-    windows = [mel.window(start, min(WINDOW_FRAMES, frames - start)) for start in starts]
-    return np.concatenate([np.array(window) for window in windows])[:frames]
+    silence = np.repeat(np.array(mel.silence), WINDOW_FRAMES, axis=0)
+    return np.concatenate([*map(np.array, mel.blocks), silence])[:frames]
 
 
 @pytest.mark.parametrize("n_mels", [80, 128])
@@ -45,6 +44,21 @@ def test_mel_equals_upstreams(samples: int, n_mels: int) -> None:
     expected = upstream_mel(audio, n_mels=n_mels, padding=480_000)
     # A threaded BLAS sums in another order for another number of rows.
     np.testing.assert_allclose(whole(mel), expected, rtol=0, atol=3e-7)
+
+
+@pytest.mark.parametrize(
+    ("start", "frames"),
+    [(0, 3000), (0, 10), (2999, 3000), (3000, 3000), (5000, 1500), (5000, 3000), (6400, 100)],
+)
+def test_a_window_is_a_part_of_the_mel(start: int, frames: int) -> None:
+    """A window spans blocks and the silence behind the audio; zeros follow its frames."""
+    mel = compute_mel(
+        np.random.default_rng(1).normal(0, 0.1, 65 * 16000).astype(np.float32), n_mels=80
+    )
+    window = np.array(mel.window(start, frames))
+    assert window.shape == (WINDOW_FRAMES, 80)
+    assert np.array_equal(window[:frames], whole(mel)[start : start + frames])
+    assert not window[frames:].any()
 
 
 def test_a_file_has_the_mel_of_its_samples(tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ from tests.helpers.tiny_models import SPEAKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-MODEL: Any = SimpleNamespace(dims=SPEAKING)
 TOKENIZER = read_tokenizer(SPEAKING.n_vocab, language="en", task="transcribe")
 BEGIN = TOKENIZER.timestamp_begin
 EOT = TOKENIZER.eot
@@ -44,7 +43,7 @@ def allowed(sequence: Sequence[int], logits: np.ndarray | None = None, **options
     if logits is None:
         logits = np.zeros(SPEAKING.n_vocab, np.float32)
         logits[EOT] = 50  # so that no time is demanded because all of them together are likely
-    rules = Rules(TOKENIZER, DecodeSettings.from_options(**options), MODEL)
+    rules = Rules(TOKENIZER, DecodeSettings.from_options(**options), SPEAKING)
     found = rules.apply(mx.array(logits)[None], follow(rules, sequence), is_first=not sequence)
     return set(np.flatnonzero(np.isfinite(np.array(found)[0])).tolist())
 
@@ -123,7 +122,7 @@ def test_rules_are_openais() -> None:
     tokenizer = sys.modules["mlx_whisper_reference.tokenizer"].get_tokenizer(multilingual=False)
     rule = theirs.ApplyTimestampRules(tokenizer, 0, 50)
     settings = DecodeSettings.from_options(suppress_tokens=None, suppress_blank=False)
-    ours = Rules(TOKENIZER, settings, MODEL)
+    ours = Rules(TOKENIZER, settings, SPEAKING)
     random = np.random.default_rng(5)
     for _ in range(150):
         length = int(random.integers(0, 7))
@@ -177,7 +176,7 @@ def test_tokens_of_one_window_are_drawn_independently() -> None:
     """From even probabilities hardly two equal tokens are drawn; one key would give one token."""
     settings = DecodeSettings.from_options(temperature=1.0, without_timestamps=True, sample_len=40)
     model: Any = SimpleNamespace(dims=SPEAKING, decoder=_Even)
-    decoder = Decoder(model, TOKENIZER, settings, compile_steps=False, check=lambda: None)
+    decoder = Decoder(model, TOKENIZER, settings, check=lambda: None)
     [decoded] = decoder.decode(mx.zeros((1, 1, 1, 1)), [()], [mx.random.key(0)])
     assert len(set(decoded.tokens)) > 35
 
