@@ -7,6 +7,8 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
+import anyio.lowlevel
+
 from fastwhisper.engine import tasks, threads
 from fastwhisper.engine.threads import Lane
 from fastwhisper.values import TranscribeProgress
@@ -91,7 +93,8 @@ class SegmentStream:
         Always a cancellation point.
         """
         if self._has_ended:
-            await self._run(bool, Lane.COMPUTE)
+            await anyio.lowlevel.checkpoint()
+            self._load.readiness.model()
             return False
         done = len(self._done)
         while len(self._done) == done and not self._has_ended:
@@ -125,8 +128,8 @@ class SegmentStream:
     def _keep_next(self, batches: Batches, *, is_last: bool) -> None:
         """Decode and keep a batch, in one job: a cancel just after it loses nothing."""
         windows = batches.decode()
-        if not windows and is_last:
-            windows = batches.finish()
+        if is_last and batches.is_idle:
+            windows += batches.finish()
             self._has_ended = True
         self._done += windows
         self._segments.extend(segment for window in windows for segment in window.segments)

@@ -84,8 +84,9 @@ class WarmUp:
         rules = Rules(tokenizer, DecodeSettings(), size)
         state = rules.start(1)
         for is_first in (True, False):
-            state = rules.choose(self._zeros(1, size.n_vocab), state, is_first=is_first)
-            mx.eval(state)
+            logits = self._zeros(1, size.n_vocab)
+            state, logprobs = rules.choose(logits, state, is_first=is_first)
+            mx.eval(state, logprobs)
 
     def warm_step(self) -> None:
         """Run the attention of one token, and put it into a cache."""

@@ -74,9 +74,9 @@ class Batches:
     def add(self, part: Part) -> None:
         """Add the next part. May be called in any thread, while a batch is decoded.
 
-        A part without speech, or without a whole frame, is not decoded.
+        A part without speech is not decoded.
         """
-        if part.has_speech and part.audio.content_frames:
+        if part.has_speech:
             self._waiting.append(part)
         elif self._silence is None:
             self._silence = part
@@ -108,8 +108,10 @@ class Batches:
         return [Window((), self._decoder.language, b"", 0.0)]
 
     def _take_parts(self) -> None:
-        """Begin with parts, until there are as many as a batch has."""
-        while self._waiting and len(self._parts) < self._size:
+        """Begin with parts, until as many as a batch has are not done."""
+        # A part that is done and waits for the one before takes no place.
+        places = self._size - sum(part.propose() is not None for part in self._parts)
+        while self._waiting and places > 0:
             waiting = self._waiting[0]
             is_first = not self._decoder.language
             if is_first:
@@ -126,6 +128,7 @@ class Batches:
             self._done[part] = []
             self._parts.append(part)
             self._waiting.popleft()
+            places -= 1
 
     def _decode(self, proposed: list[tuple[AudioWindows, WindowBounds]]) -> None:
         """Decode a window of each part."""

@@ -16,11 +16,11 @@ from fastwhisper.transcribing.samples import never_cancel, read_blocks
 from fastwhisper.whisper.filters import SAMPLE_RATE, read_mel_filters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from fastwhisper.transcribing.samples import AudioSource, FloatArray
 
-__all__ = ["FRAMES_PER_SECOND", "WINDOW_FRAMES", "MelAudio", "compute_mel"]
+__all__ = ["FRAMES_PER_SECOND", "WINDOW_FRAMES", "MelAudio", "compute_blocks_mel", "compute_mel"]
 
 FRAMES_PER_SECOND: Final = 100
 """Mel frames in one second."""
@@ -44,7 +44,7 @@ class MelAudio:
 
     Attributes:
         blocks: Scaled log10 energies, evaluated. Shapes (3000, n_mels), float32; the last one is
-            shorter, or up to 2 frames longer. One frame is 10 ms.
+            shorter, or up to 5 frames longer. One frame is 10 ms.
         silence: The same for a frame of the silence behind the audio. Shape (1, n_mels), float32.
         content_frames: Frames of the audio.
         duration_s: Length of the audio in seconds.
@@ -69,7 +69,8 @@ class MelAudio:
         Source:
             `pad_or_trim` in `transcribe` of openai/whisper.
         """
-        first, offset = divmod(start_frame, WINDOW_FRAMES)
+        first = min(start_frame // WINDOW_FRAMES, len(self.blocks) - 1)
+        offset = start_frame - first * WINDOW_FRAMES
         parts = [self.blocks[first][offset : offset + frames]]
         missing = frames - len(parts[0])
         if missing and first + 1 < len(self.blocks):
@@ -104,8 +105,18 @@ def compute_mel(
         Radford et al. 2022, section 2.2; `log_mel_spectrogram(audio, padding=N_SAMPLES)` in
         `transcribe` of mlx_whisper.
     """
+    return compute_blocks_mel(read_blocks(source, check=check), n_mels=n_mels)
+
+
+def compute_blocks_mel(blocks: Iterator[FloatArray], *, n_mels: int) -> MelAudio:
+    """Compute the mel of an audio that comes in blocks, as `compute_mel` does.
+
+    Args:
+        blocks: Mono samples at 16 kHz. Shape (samples,), float32; at least one block, and none is
+            empty.
+        n_mels: Number of filters, 80 or 128.
+    """
     stream = _MelStream(n_mels)
-    blocks = read_blocks(source, check=check)
     # The samples at the start are mirrored, which needs one sample more than the edge has. A
     # shorter audio is continued with silence, because silence follows every audio.
     head = next(blocks)

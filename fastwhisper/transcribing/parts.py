@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fastwhisper.errors import AudioError
-from fastwhisper.transcribing.cuts import cut_at_silences
-from fastwhisper.transcribing.mel import compute_mel
+from fastwhisper.transcribing.cuts import MAX_SAMPLES, Cut, cut_at_silences
+from fastwhisper.transcribing.mel import compute_blocks_mel
 from fastwhisper.transcribing.samples import read_blocks
 from fastwhisper.whisper.filters import SAMPLE_RATE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from fastwhisper.transcribing.cuts import Cut
     from fastwhisper.transcribing.mel import MelAudio
     from fastwhisper.transcribing.samples import AudioSource, FloatArray
     from fastwhisper.whisper.options import DecodeSettings
@@ -23,19 +24,26 @@ if TYPE_CHECKING:
 __all__ = ["Part", "PartReader"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Part:
     """A part of an audio.
 
     Attributes:
-        audio: Its mel.
+        mel: Its mel, or the function that computes it.
         offset_s: Seconds before it; None if it is the whole audio.
         has_speech: Whether there may be speech in it.
     """
 
-    audio: MelAudio
+    mel: MelAudio | Callable[[], MelAudio]
     offset_s: float | None
     has_speech: bool
+
+    @property
+    def audio(self) -> MelAudio:
+        """The mel. The first thread that asks computes it: the one that also encodes it."""
+        if callable(self.mel):
+            self.mel = self.mel()
+        return self.mel
 
 
 class PartReader:
@@ -102,7 +110,13 @@ class PartReader:
         return self._settings.batch_size > 1 or self._settings.vad_filter
 
     def _read_whole(self) -> Part:
-        audio = compute_mel(self._rewind(), n_mels=self._n_mels, check=self._check)
+        blocks = read_blocks(self._rewind(), check=self._check)
+        begin = list(islice(blocks, 2))
+        if len(begin) == 1:
+            # One block: its mel is computed in the job of the window.
+            self.duration_s = len(begin[0]) / SAMPLE_RATE
+            return Part(self._defer_mel(begin[0]), None, has_speech=True)
+        audio = compute_blocks_mel(chain(begin, blocks), n_mels=self._n_mels)
         self.duration_s = audio.duration_s
         return Part(audio, None, has_speech=True)
 
@@ -114,10 +128,13 @@ class PartReader:
         parts = []
         for cut in islice(self._cuts, count):
             self._check()
-            audio = compute_mel(cut.samples, n_mels=self._n_mels)
-            parts.append(Part(audio, cut.start_sample / SAMPLE_RATE, cut.has_speech))
+            mel = self._defer_mel(cut.samples)
+            parts.append(Part(mel, cut.start_sample / SAMPLE_RATE, cut.has_speech))
         self.is_done = len(parts) < count
         return parts
+
+    def _defer_mel(self, samples: FloatArray) -> Callable[[], MelAudio]:
+        return lambda: compute_blocks_mel(iter([samples]), n_mels=self._n_mels)
 
     def _rewind(self) -> AudioSource:
         """Return the source, at its first byte if it was read before."""
@@ -143,16 +160,21 @@ class PartReader:
             for _ in reader.read(start):
                 self.duration_s = reader.position / SAMPLE_RATE
             offset = reader.position
-            cuts = cut_at_silences(
-                reader.read(end), skip_silence=self._settings.vad_filter, check=self._check
-            )
-            for cut in cuts:
+            for cut in self._cut(reader.read(end), None if end is None else end - start):
                 self.duration_s = reader.position / SAMPLE_RATE
                 yield cut.move(offset)
         # The length of the audio counts what is behind the last clip too.
         for _ in reader.read(None):
             pass
         self.duration_s = reader.position / SAMPLE_RATE
+
+    def _cut(self, blocks: Iterator[FloatArray], length: int | None) -> Iterator[Cut]:
+        """Cut a clip of at most `length` samples. A clip that fits into a window is one cut."""
+        skip_silence = self._settings.vad_filter
+        if skip_silence or length is None or length > MAX_SAMPLES:
+            return cut_at_silences(blocks, skip_silence=skip_silence, check=self._check)
+        found = list(blocks)
+        return iter([Cut(0, np.concatenate(found), has_speech=True)] if found else [])
 
 
 class _BlockReader:

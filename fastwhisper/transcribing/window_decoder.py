@@ -165,9 +165,8 @@ class WindowDecoder:
         together = 1 if self.model.device == "cpu" else _ENCODED_TOGETHER
         for first in range(0, len(windows), together):
             self.check()
-            mel = mx.stack(
-                [ref.audio.window(*ref[1:]) for ref in windows[first : first + together]]
-            )
+            group = windows[first : first + together]
+            mel = mx.stack([ref.audio.window(ref.start_frame, ref.frames) for ref in group])
             mx.eval(encoded)
             encoded.append(self._encoder(mel.astype(self._dtype)))
             mx.async_eval(encoded)  # type: ignore[no-untyped-call]

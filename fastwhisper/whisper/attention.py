@@ -138,9 +138,14 @@ class Attention(nn.Module):
 
     def split(self, x: mx.array) -> mx.array:
         """Split (batch, n, state) into heads. Returns shape (batch, heads, n, state / heads)."""
-        return x.reshape(*x.shape[:2], self.heads, -1).transpose(0, 2, 1, 3)
+        batch, length, _ = x.shape
+        if length == 1:
+            return x.reshape(batch, self.heads, 1, -1)  # needs no transposition
+        return x.reshape(batch, length, self.heads, -1).transpose(0, 2, 1, 3)
 
 
 def _join(x: mx.array) -> mx.array:
     """Join the heads. Shapes (batch, heads, n, state / heads) and (batch, n, state)."""
+    if x.shape[2] == 1:
+        return x.reshape(len(x), 1, -1)
     return x.transpose(0, 2, 1, 3).flatten(2)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -70,6 +70,15 @@ def detect_language(model: Whisper, features: mx.array, tokenizer: Tokenizer) ->
     tokens = mx.array(list(tokenizer.language_tokens.values()))
     probabilities: list[float] = mx.softmax(logits[tokens]).tolist()  # type: ignore[assignment]
     return dict(zip(tokenizer.language_tokens, probabilities, strict=True))
+
+
+@dataclass(slots=True)
+class _Text:
+    """What is sampled for one row: tokens without the end, and the sum of log-probabilities."""
+
+    tokens: list[int] = field(default_factory=list)
+    total: float = 0.0
+    has_ended: bool = False
 
 
 class Decoder:
@@ -167,8 +176,8 @@ class Decoder:
             cache.repeat(samples)
 
         state = rules.start(len(x))
-        chosen: list[list[int]] = []
-        issued: mx.array | None = None
+        texts = [_Text() for _ in range(len(x))]
+        issued: tuple[mx.array, mx.array] | None = None
         for step in range(steps):
             if step:
                 self._check()
@@ -179,47 +188,48 @@ class Decoder:
                 noise = [pair[0] for pair in pairs]
                 shape = (samples, logits.shape[1])
                 gumbel = mx.concatenate([mx.random.gumbel(shape, key=key) for _, key in pairs])
-                state = rules.sample(logits, state, temperature, gumbel, is_first=not step)
+                state, logprobs = rules.sample(
+                    logits, state, temperature, gumbel, is_first=not step
+                )
             else:
-                state = rules.choose(logits, state, is_first=not step)
-            mx.async_eval(state)  # type: ignore[no-untyped-call]
+                state, logprobs = rules.choose(logits, state, is_first=not step)
+            mx.async_eval(state, logprobs)  # type: ignore[no-untyped-call]
             # The device computes this token while the one before is read.
-            if issued is not None and self._read(issued, chosen):
+            if issued is not None and self._read(texts, *issued):
                 break
-            issued = state.last
+            issued = state.last, logprobs
         else:
             if issued is not None:
-                self._read(issued, chosen)
-        sums: list[float] = state.total.tolist()  # type: ignore[assignment]
+                self._read(texts, *issued)
         silences: list[float] = silence.tolist()  # type: ignore[assignment]
-        rows = list(zip(zip(*chosen, strict=True), sums, strict=True))
         return [
-            self._choose_best(rows[n * samples : (n + 1) * samples], silences[n], temperature)
+            self._choose_best(texts[n * samples : (n + 1) * samples], silences[n], temperature)
             for n in range(len(first))
         ]
 
-    def _read(self, issued: mx.array, chosen: list[list[int]]) -> bool:
-        """Append a token of each row to `chosen`, and return whether all rows have ended."""
-        tokens: list[int] = issued.tolist()  # type: ignore[assignment]
-        chosen.append(tokens)
-        return all(token == self._tokenizer.eot for token in tokens)
+    def _read(self, texts: Sequence[_Text], tokens: mx.array, logprobs: mx.array) -> bool:
+        """Append a token to each text, and return whether all have ended."""
+        read: list[int] = tokens.tolist()  # type: ignore[assignment]
+        read_logprobs: list[float] = logprobs.tolist()  # type: ignore[assignment]
+        for text, token, logprob in zip(texts, read, read_logprobs, strict=True):
+            # Texts that have ended go on in the batch, and what follows is not looked at.
+            if not text.has_ended:
+                text.total += logprob
+                text.has_ended = token == self._tokenizer.eot
+                if not text.has_ended:
+                    text.tokens.append(token)
+        return all(text.has_ended for text in texts)
 
     def _choose_best(
-        self,
-        samples: Sequence[tuple[Sequence[int], float]],
-        no_speech_prob: float,
-        temperature: float,
+        self, samples: Sequence[_Text], no_speech_prob: float, temperature: float
     ) -> DecodedWindow:
-        """Return the best of the samples of a window: their tokens and log-probabilities."""
-        eot = self._tokenizer.eot
-        texts = [list(s[: s.index(eot)] if eot in s else s) for s, _ in samples]
-        sums = [total for _, total in samples]
-        best = max(range(len(texts)), key=lambda n: _rank(sums[n], len(texts[n]), self._settings))
+        """Return the best of the samples of a window."""
+        best = max(samples, key=lambda s: _rank(s.total, len(s.tokens), self._settings))
         return DecodedWindow(
-            tokens=texts[best],
-            avg_logprob=sums[best] / (len(texts[best]) + 1),
+            tokens=best.tokens,
+            avg_logprob=best.total / (len(best.tokens) + 1),
             no_speech_prob=no_speech_prob,
-            compression_ratio=_compression_ratio(self._tokenizer.decode(texts[best]).strip()),
+            compression_ratio=_compression_ratio(self._tokenizer.decode(best.tokens).strip()),
             temperature=temperature,
         )
 

@@ -107,10 +107,13 @@ class Block(nn.Module):
         keys[:, :, start:end] = self.attn.split(self.attn.key(h))
         values[:, :, start:end] = self.attn.split(self.attn.value(h))
         x = x + self.attn.attend(h, keys[:, :, :end], values[:, :, :end], mask)
-        # The rows of one window attend to the same audio, as if they were one text.
         audio_keys, audio_values = cache.audio[layer]
-        h = self.cross_attn_ln(x).reshape(len(audio_keys), -1, x.shape[2])
-        x = x + self.cross_attn.attend(h, audio_keys, audio_values).reshape(x.shape)
+        h = self.cross_attn_ln(x)
+        if len(h) > len(audio_keys):
+            # The rows of one window attend to the same audio, as if they were one text.
+            h = h.reshape(len(audio_keys), -1, x.shape[2])
+        mixed = self.cross_attn.attend(h, audio_keys, audio_values)
+        x = x + (mixed if mixed.shape == x.shape else mixed.reshape(x.shape))
         return x + self._feed_forward(x)
 
     def _feed_forward(self, x: mx.array) -> mx.array:

@@ -29,15 +29,13 @@ class State(NamedTuple):
 
     Attributes:
         before: The last token but one. int32.
-        last: The last token; the end of the text goes on for ever. int32.
+        last: The last token. int32.
         latest_time: The last timestamp token. int32.
-        total: Sum of the natural log-probabilities. float32.
     """
 
     before: mx.array
     last: mx.array
     latest_time: mx.array
-    total: mx.array
 
 
 class Rules:
@@ -62,7 +60,10 @@ class Rules:
             if settings.max_initial_timestamp:
                 step_s = _WINDOW_S / dims.n_audio_ctx
                 at_start[begin + round(settings.max_initial_timestamp / step_s) + 1 :] = True
+        # The end of the text is always allowed, unless the options suppress it too.
+        self._may_be_stuck = never[tokenizer.eot] or (never | at_start).all()
         self._ids = mx.array(np.arange(n_vocab, dtype=np.int32))
+        self._is_text = mx.array(np.arange(n_vocab) < begin)
         self._never = mx.array(never)
         self._never_at_start = mx.array(never | at_start)
 
@@ -70,9 +71,9 @@ class Rules:
         """Return the state of rows without a token."""
         # As if a pair of times came before: the first time is not the end of a segment.
         time = mx.full((rows,), self._tokenizer.timestamp_begin, mx.int32)
-        return State(time, time, time - 1, mx.zeros((rows,)))
+        return State(time, time, time - 1)
 
-    def choose(self, logits: mx.array, state: State, *, is_first: bool) -> State:
+    def choose(self, logits: mx.array, state: State, *, is_first: bool) -> tuple[State, mx.array]:
         """Choose the likeliest token of each row.
 
         Args:
@@ -81,7 +82,7 @@ class Rules:
             is_first: Whether this is the first token.
 
         Returns:
-            The new state.
+            The new state, and the natural log-probability of each token: shape (rows,), float32.
         """
         logits = self.apply(logits, state, is_first=is_first)
         return self._follow(state, logits, mx.argmax(logits, axis=-1))
@@ -94,7 +95,7 @@ class Rules:
         gumbel: mx.array,
         *,
         is_first: bool,
-    ) -> State:
+    ) -> tuple[State, mx.array]:
         """Draw a token of each row.
 
         Args:
@@ -105,7 +106,7 @@ class Rules:
             is_first: Whether this is the first token.
 
         Returns:
-            The new state.
+            As `choose`.
 
         Source:
             Maddison et al. 2014: the largest of logits with Gumbel noise is a sample.
@@ -114,18 +115,14 @@ class Rules:
         chosen = mx.argmax(logits / temperature + gumbel, axis=-1)
         return self._follow(state, logits, chosen)
 
-    def _follow(self, state: State, logits: mx.array, chosen: mx.array) -> State:
-        """Return the state after the chosen tokens, of whose logits some are minus infinity."""
-        has_ended = state.last == self._tokenizer.eot
+    @staticmethod
+    def _follow(state: State, logits: mx.array, chosen: mx.array) -> tuple[State, mx.array]:
+        """Return the state after the chosen tokens, and their log-probabilities."""
         logprobs = mx.take_along_axis(logits, chosen[:, None], axis=-1)[:, 0]
         logprobs = logprobs - mx.logsumexp(logits, axis=-1)
-        chosen = mx.where(has_ended, self._tokenizer.eot, chosen).astype(mx.int32)
-        return State(
-            state.last,
-            chosen,
-            mx.where(chosen >= self._tokenizer.timestamp_begin, chosen, state.latest_time),
-            state.total + mx.where(has_ended, 0.0, logprobs),
-        )
+        chosen = chosen.astype(mx.int32)
+        # Times never go back, and tokens of text are lower than all of them.
+        return State(state.last, chosen, mx.maximum(state.latest_time, chosen)), logprobs
 
     def apply(self, logits: mx.array, state: State, *, is_first: bool) -> mx.array:
         """Set the logits of forbidden tokens to minus infinity.
@@ -147,24 +144,24 @@ class Rules:
             begin = self._tokenizer.timestamp_begin
             time = mx.logsumexp(logits[:, begin:], axis=-1, keepdims=True)
             text = logits[:, :begin].max(axis=-1, keepdims=True)
-            logits = mx.where((self._ids < begin) & (time > text), -mx.inf, logits)
-        # If the options suppress all tokens that are allowed, the text ends.
-        nothing = logits.max(axis=-1, keepdims=True) == -mx.inf
-        return mx.where(nothing & (self._ids == self._tokenizer.eot), 0.0, logits)
+            logits = mx.where(self._is_text & (time > text), -mx.inf, logits)
+        if self._may_be_stuck:
+            # If the options suppress all tokens that are allowed, the text ends.
+            nothing = logits.max(axis=-1, keepdims=True) == -mx.inf
+            logits = mx.where(nothing & (self._ids == self._tokenizer.eot), 0.0, logits)
+        return logits
 
     def _break_pairs(self, state: State) -> mx.array:
         """Return which tokens would break a pair of times or go back. Shape (rows, n_vocab)."""
         begin, end = self._tokenizer.timestamp_begin, self._ids.size
-        is_time = state.last >= begin
+        is_time, was_time = state.last >= begin, state.before >= begin
         # Times come in pairs: an end, then a start. Only the first one, and one directly before
-        # the end of the text, are alone.
-        is_start = is_time & (state.before >= begin)
-        is_end = is_time & (state.before < begin)
-        first_text = mx.where(is_end, self._tokenizer.eot, 0)
-        # A segment must end after its start.
-        first_time = mx.where(is_start, end, mx.where(is_end, state.last, state.latest_time + 1))
-        bound = mx.where(self._ids < begin, first_text[:, None], first_time[:, None])
-        return self._ids < bound
+        # the end of the text, are alone. After an end comes a start or the end of the text.
+        first_text = mx.where(is_time > was_time, self._tokenizer.eot, 0)
+        # After a start comes text. A segment must end after its start.
+        earliest = mx.where(is_time, state.latest_time, state.latest_time + 1)
+        first_time = mx.where(is_time & was_time, end, earliest)
+        return self._ids < mx.where(self._is_text, first_text[:, None], first_time[:, None])
 
 
 def _find_suppressed(tokenizer: Tokenizer, settings: DecodeSettings) -> list[int]:

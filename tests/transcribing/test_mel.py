@@ -61,6 +61,18 @@ def test_a_window_is_a_part_of_the_mel(start: int, frames: int) -> None:
     assert not window[frames:].any()
 
 
+@pytest.mark.parametrize("samples", [480_000, 480_448, 480_799, 480_960, 960_448])
+def test_the_last_frames_have_a_window(samples: int) -> None:
+    """A few frames after a block belong to it, and can be asked for like all others."""
+    mel = compute_mel(
+        np.random.default_rng(2).normal(0, 0.1, samples).astype(np.float32), n_mels=80
+    )
+    for start in range(mel.content_frames - 8, mel.content_frames):
+        frames = mel.content_frames - start
+        window = np.array(mel.window(start, frames))
+        assert np.array_equal(window[:frames], whole(mel)[start : start + frames])
+
+
 def test_a_file_has_the_mel_of_its_samples(tmp_path: Path) -> None:
     """A file decoded as a stream has the same mel as its samples."""
     path = tmp_path / "a.flac"

@@ -34,7 +34,7 @@ def follow(rules: Rules, sequence: Sequence[int]) -> State:
     for token in sequence:
         chosen = mx.array([token], mx.int32)
         latest = chosen if token >= BEGIN else state.latest_time
-        state = State(state.last, chosen, latest, state.total)
+        state = State(state.last, chosen, latest)
     return state
 
 
