@@ -460,7 +460,7 @@ async def test_leaving_stops_a_transcription_of_another_task(
     model: Path, tone: np.ndarray[Any, np.dtype[np.float32]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who transcribes while the session is left gets SessionClosedError."""
-    gate = Gate(monkeypatch, "fastwhisper.transcribing.parts.compute_mel")
+    gate = Gate(monkeypatch, "fastwhisper.transcribing.parts.PartReader.read")
     closed: list[bool] = []
 
     async def transcribe(session: fastwhisper.Session) -> None:
@@ -480,7 +480,7 @@ async def test_cancelling_a_transcription_leaves_the_session_usable(
     """A transcription that is given up disturbs no other."""
     async with fastwhisper.open(model) as session:
         with monkeypatch.context() as patched:
-            gate = Gate(patched, "fastwhisper.transcribing.parts.compute_mel")
+            gate = Gate(patched, "fastwhisper.transcribing.parts.PartReader.read")
             async with anyio.create_task_group() as group:
                 group.start_soon(session.transcribe, tone)
                 await gate.wait_until_reached()
