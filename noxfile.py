@@ -75,7 +75,12 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "bench.gap")
     session.run("python", "-m", "bench.first", "tiny:int4", "--runs", "3")
     session.run("python", "-m", "bench.layouts")
-    session.run("python", "-m", "bench.faster")
+    session.run("python", "-m", "bench.text", "start")
+    session.run("python", "-m", "bench.text", "words")
+    session.run(
+        "python", "-m", "bench.text", "batches", "tiny.en", "tests/data/sample.ogg",
+        "--repeat-to", "240", "--sizes", "1,8", "--runs", "3",
+    )  # fmt: skip
     session.run("python", "-m", "bench.corpus")
     session.run("pytest", "bench/test_load.py", "-p", "no:cacheprovider", "--benchmark-only")
     session.run("python", "-m", "bench.timeline", "docs/timeline.png")
