@@ -1,6 +1,7 @@
-"""How long the event loop stands still while a model loads, and how much memory that takes.
+"""How long the event loop stands still while a model loads or transcribes, and the load's memory.
 
 usage: python -m bench.gap [--models DIR] [--dtype float16] [--json FILE] [MODEL:QUANT ...]
+       python -m bench.gap --transcribe AUDIO [MODEL or DIR]
 
 A task that does nothing but yield measures the longest gap between two of its turns, on
 asyncio and on trio, each in a fresh process. Memory is the peak of the process, less that of
@@ -19,9 +20,8 @@ from typing import Final
 
 from bench.models import model_directory
 
-LOAD: Final = """
+_WATCH: Final = """
 import json, sys, time, anyio, fastwhisper
-directory, backend, dtype = sys.argv[1:]
 async def main():
     longest, running = 0.0, True
     async def watch():
@@ -31,6 +31,9 @@ async def main():
             await anyio.sleep(0)
             now = time.perf_counter()
             longest, last = max(longest, now - last), now
+"""
+LOAD: Final = f"""{_WATCH}
+    directory, backend, dtype = sys.argv[1:]
     async with anyio.create_task_group() as group:
         group.start_soon(watch)
         await anyio.sleep(0.05)
@@ -41,8 +44,20 @@ async def main():
             stats = session.state.stats
             running = False
             await anyio.sleep(0.01)  # watch() ends: leaving is not measured
-    print(json.dumps({"gap_s": longest, "load_s": took, "weights": stats.bytes_read}))
-anyio.run(main, backend=backend)
+    print(json.dumps(dict(gap_s=longest, load_s=took, weights=stats.bytes_read)))
+anyio.run(main, backend=sys.argv[2])
+"""
+TRANSCRIBE: Final = f"""{_WATCH}
+    model, backend, audio, size = sys.argv[1:]
+    async with fastwhisper.open(model) as session, anyio.create_task_group() as group:
+        await session.transcribe(audio, batch_size=int(size))
+        group.start_soon(watch)
+        await anyio.sleep(0.05)
+        longest, begin = 0.0, time.perf_counter()
+        await session.transcribe(audio, batch_size=int(size))
+        took, running = time.perf_counter() - begin, False
+    print(json.dumps(dict(gap_s=longest, took_s=took)))
+anyio.run(main, backend=sys.argv[2])
 """
 BARE: Final = "import mlx.core as mx, mlx.nn; mx.eval(mx.zeros(1))"
 
@@ -61,6 +76,18 @@ def run(code: str, *arguments: str) -> tuple[str, int]:
     return printed, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def watch_transcription(model: str, audio: str) -> None:
+    """Print a line for each loop and batch size."""
+    for backend in ("asyncio", "trio"):
+        for size in ("1", "8"):
+            found = json.loads(run(TRANSCRIBE, model, backend, audio, size)[0])
+            print(
+                f"{backend}\tbatch size {size}\tlongest gap {found['gap_s'] * 1000:.0f} ms of "
+                f"{found['took_s'] * 1000:.0f} ms",
+                flush=True,
+            )
+
+
 def main() -> None:
     """Print a line for each model and loop."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -70,10 +97,15 @@ def main() -> None:
         default=["large-v3-turbo:float16", "large-v3-turbo:int4"],
         metavar="MODEL:QUANT",
     )
+    parser.add_argument("--transcribe", metavar="AUDIO", help="watch a transcription instead")
     parser.add_argument("--models", type=Path)
     parser.add_argument("--dtype", default="float16")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if options.transcribe:
+        model = options.cases[0] if len(options.cases) == 1 else "tiny.en"
+        watch_transcription(model, options.transcribe)
+        return
     rows = []
     _, bare_bytes = run(BARE)
     for case in options.cases:
