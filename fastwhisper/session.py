@@ -221,10 +221,10 @@ class Session:
         on_progress: Callable[[TranscribeProgress], object] | None = None,
         **options: Unpack[TranscribeOptions],
     ) -> SegmentStream:
-        """Return an iterator over the segments of an audio; each step decodes a window of 30 s.
+        """Return an iterator over the segments of an audio; each step decodes a window or a batch.
 
         Nothing runs between two segments, so a stream may be left at any point. If an `anext` is
-        cancelled, the next one decodes the same window again. Arguments and errors are those of
+        cancelled, the next one decodes the same windows again. Arguments and errors are those of
         `transcribe`. Arguments are checked here, the audio at the first segment. An exception from
         `on_progress` is raised by the `anext` that decoded the window.
         """

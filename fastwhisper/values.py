@@ -290,11 +290,12 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class TranscribeProgress:
-    """The progress of one transcription, after a window.
+    """The progress of one transcription, after a window or a batch of windows.
 
     Attributes:
         done_s: End of the audio that is done, in seconds from the audio's start.
-        duration_s: Length of the audio in seconds.
+        duration_s: Length of the audio in seconds, as far as it is read. With `batch_size` above 1
+            or `vad_filter` it is read while it is decoded.
     """
 
     done_s: float
