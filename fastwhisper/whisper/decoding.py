@@ -249,6 +249,13 @@ class Decoder:
             room = half - (settings.sample_len or half)
             start += prefix[-room:]
         before = [tokenizer.sot_prev, *prompt[-(half - 1) :]] if prompt else []
+        room = self._model.dims.n_text_ctx - len(before)
+        if len(start) > room:
+            raise ValueError(
+                f"the prefix has too many tokens: they begin each window together with "
+                f"{len(before)} tokens of the text before, and {room} have room; shorten it, or "
+                f"give sample_len, which keeps its end"
+            )
         return len(before), [*before, *start]
 
 

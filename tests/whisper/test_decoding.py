@@ -181,6 +181,21 @@ def test_tokens_of_one_window_are_drawn_independently() -> None:
     assert len(set(decoded.tokens)) > 35
 
 
+def test_a_prefix_that_has_no_room_is_refused() -> None:
+    """The first tokens of a window must fit into the decoder's context, with those before."""
+    model: Any = SimpleNamespace(dims=SPEAKING, decoder=_Even)
+    room = SPEAKING.n_text_ctx - len(TOKENIZER.sot_sequence)
+    for prompt, length in [((), room), ((WORD,), room - 2)]:
+        for more in (0, 1):
+            settings = DecodeSettings.from_options(prefix=[WORD] * (length + more), temperature=0)
+            decoder = Decoder(model, TOKENIZER, settings, check=lambda: None)
+            if more:
+                with pytest.raises(ValueError, match="prefix has too many tokens"):
+                    decoder.decode(mx.zeros((1, 1, 1, 1)), [prompt], [mx.random.key(0)])
+            else:
+                decoder.decode(mx.zeros((1, 1, 1, 1)), [prompt], [mx.random.key(0)])
+
+
 def test_a_sample_without_text_ranks_last() -> None:
     """Its log-probability has no length to be divided by."""
     settings = DecodeSettings()
