@@ -17,12 +17,14 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import mlx_whisper.writers
+import numpy as np
 import pytest
 
 from fastwhisper.engine import threads
 from fastwhisper.errors import AudioError
 from fastwhisper.transcribing.samples import load_audio
 from fastwhisper.transcribing.window_decoder import WindowDecoder
+from tests.helpers.audio import SAMPLE, SAMPLE_RATE, wav_bytes
 from tests.helpers.command import run_command as run
 from tests.helpers.reference import import_reference
 from tests.helpers.tiny_models import SPEAKING
@@ -216,6 +218,20 @@ def test_files_that_cannot_be_written_are_an_error(
     (tmp_path / "file").touch()
     assert transcribe_with(model, "-o", tmp_path / "file", short) == 1
     assert str(tmp_path / "file") in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_silence_is_skipped(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With batches and the filter, speech is written down, and silence is not."""
+    flags = ("--batch-size", "2", "--vad-filter", "True", "--no-speech-threshold", "None")
+    assert transcribe_with(model, *flags, SAMPLE) == 0
+    assert capsys.readouterr().out.strip()
+    quiet = tmp_path / "quiet.wav"
+    quiet.write_bytes(wav_bytes(np.zeros(5 * SAMPLE_RATE, np.float32)))
+    assert transcribe_with(model, *flags, quiet, "-f", "txt") == 0
+    assert capsys.readouterr().out == ""
+    assert Path("quiet.txt").read_text() == ""
 
 
 # While it is decoded
