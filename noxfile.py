@@ -79,7 +79,7 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "bench.text", "words")
     session.run(
         "python", "-m", "bench.text", "batches", "tiny.en", "tests/data/sample.ogg",
-        "--repeat-to", "240", "--sizes", "1,8", "--runs", "3",
+        "--repeat-to", "240", "--sizes", "1,8", "--greedy", "--runs", "3",
     )  # fmt: skip
     session.run("python", "-m", "bench.corpus")
     session.run("pytest", "bench/test_load.py", "-p", "no:cacheprovider", "--benchmark-only")

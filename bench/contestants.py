@@ -71,8 +71,8 @@ while job := read_job():
     say(seconds=time.perf_counter() - begin, text="".join(segment.text for segment in segments),
         tokens=sum(len(segment.tokens) for segment in segments))
 """
-# Greedy decoding at temperature 0 is what generate() does without options. The pipeline cuts off
-# what is behind 30 s unless times are returned.
+# The pipeline has five beams by default. It cuts off what is behind 30 s unless times are returned.
+# Without sampling the temperature is 0.
 _TRANSFORMERS: Final = """
 import torch
 from transformers import (AutomaticSpeechRecognitionPipeline, WhisperFeatureExtractor,
@@ -88,7 +88,8 @@ say(ready=True)
 while job := read_job():
     audio, options = job
     begin = time.perf_counter()
-    result = recognize({"raw": audio, "sampling_rate": 16000}, return_timestamps=True)
+    result = recognize({"raw": audio, "sampling_rate": 16000}, return_timestamps=True,
+                       generate_kwargs={"num_beams": 1, "do_sample": False})
     say(seconds=time.perf_counter() - begin, text=result["text"], tokens=None)
 """
 

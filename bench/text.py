@@ -13,18 +13,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime as dt
 import json
 import os
-import platform
 import shutil
 import statistics
-import sys
 import tempfile
 import wave
 from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -37,6 +34,7 @@ BLAS: Final = blas.prepare()
 
 import mlx.core as mx  # noqa: E402  after the BLAS
 
+from bench.tables import Times, compute_ratio, print_head, print_row, print_table  # noqa: E402  imports MLX
 from bench.weights import Weights  # noqa: E402  imports MLX
 
 if TYPE_CHECKING:
@@ -48,9 +46,6 @@ GREEDY: Final[dict[str, Any]] = {"temperature": 0, "without_timestamps": True, "
 ONLY_OURS: Final = frozenset({"batch_size", "carry_initial_prompt", "languages", "vad_filter"})
 FEW, MANY = 8, 108
 """Tokens of a short and of a long window of noise."""
-
-Times: TypeAlias = dict[str, dict[str, list[float]]]
-"""Seconds of each round, by row and by contestant."""
 
 
 class Run:
@@ -128,32 +123,6 @@ class Run:
         np.save(path, samples)
         return path
 
-    def head(self) -> None:
-        """Print the command, the date, the machine and the versions."""
-        words = [
-            "=".join(part if not _is_path(part) else Path(part).name for part in word.split("="))
-            for word in sys.argv[1:]
-        ]
-        info = mx.device_info()
-        kind = "" if self.has_gpu else "CPU "
-        machine = f"{platform.system()}, {kind}{info['device_name']}, {os.cpu_count()} cores"
-        print(f"\n- **Command:** `python -m bench.text {' '.join(words)}`")
-        print(f"- **Date and machine:** {dt.datetime.now(dt.UTC):%Y-%m-%d}, {machine}")
-        versions = ", ".join(f"{one.name} {one.version}" for one in self.contestants)
-        print(f"- **Version:** {versions}\n")
-
-    def table(self, first: str, times: Times, digits: int = 2) -> None:
-        """Print the medians of each row, and the ratio of each peer to fastwhisper."""
-        names = [one.name for one in self.contestants]
-        peers = names[1:]
-        _row(first, *names, *(f"{peer} / fastwhisper" for peer in peers))
-        _row(*("---" for _ in range(len(names) + len(peers) + 1)))
-        for row, by_name in times.items():
-            medians = (f"{statistics.median(by_name[name]):.{digits}f} s" for name in names)
-            ratios = (f"{_ratio(by_name[peer], by_name['fastwhisper']):.2f}" for peer in peers)
-            _row(row, *medians, *ratios)
-        print(flush=True)
-
     def compare_texts(self) -> None:
         """Print which contestants wrote something else than fastwhisper."""
         for label, texts in self.texts.items():
@@ -167,17 +136,24 @@ def start(run: Run) -> None:
     times: Times = defaultdict(lambda: defaultdict(list))
     for number in range(run.options.runs + 1):
         for audio in run.options.audio:
-            for contestant in run.contestants:
+            for contestant in list(run.contestants):
                 name = contestant.name
                 with Process(contestant, models[name]) as process:
                     process.give(run.give(contestant, audio), {"temperature": 0})
-                    ready, text = process.read(), process.read()
+                    try:
+                        ready, text = process.read(), process.read()
+                    except RuntimeError as error:
+                        if name == "fastwhisper":
+                            raise
+                        print(f"{name} is left out: {error}")
+                        run.contestants.remove(contestant)
+                        continue
                 run.texts[audio.name][name] = text["text"]
                 if number > 0:
                     times["ready"][name].append(ready["since_start"])
                     times[_describe(audio)][name].append(text["since_start"])
-    run.head()
-    run.table(f"{run.options.model}, process start →", times)
+    print_head(run.contestants)
+    print_table(run.contestants, f"{run.options.model}, process start →", times)
     run.compare_texts()
 
 
@@ -197,9 +173,9 @@ def windows(run: Run) -> None:
                     if number > 0:  # the first compiles kernels and fills the page cache
                         times[label][contestant.name].append(seconds)
         tables[case] = times
-    run.head()
+    print_head(run.contestants)
     for case, times in tables.items():
-        run.table(case.replace(":", " "), times, digits=3)
+        print_table(run.contestants, case.replace(":", " "), times, digits=3)
 
 
 def _time_windows(process: Process, noise: Path) -> dict[str, float]:
@@ -246,23 +222,23 @@ def batches(run: Run) -> None:
         for size in options.sizes if contestant.name == "fastwhisper" else [1]:
             jobs[contestant.name, size] = job | ({"batch_size": size} if size > 1 else {})
     results = _alternate(run, audio, jobs)
-    run.head()
+    print_head(run.contestants)
     peers = [one.name for one in run.contestants[1:]]
     title = f"{options.model.replace(':', ' ')}, {duration_s:.0f} s of audio"
-    _row(title, "batch", "time", "real-time factor", "tokens a second",
+    print_row(title, "batch", "time", "real-time factor", "tokens a second",
          *(f"{peer} / this" for peer in peers), "batch 1 / this")  # fmt: skip
-    _row(*("---" for _ in range(len(peers) + 6)))
+    print_row(*("---" for _ in range(len(peers) + 6)))
     for (name, size), many in results.items():
         seconds = [one["seconds"] for one in many]
         others = [*((peer, 1) for peer in peers), ("fastwhisper", 1)]
         ratios = (
-            f"{_ratio([one['seconds'] for one in results[other]], seconds):.2f}"
+            f"{compute_ratio([one['seconds'] for one in results[other]], seconds):.2f}"
             if other in results and (name == "fastwhisper" or other == (name, 1)) else ""
             for other in others
         )  # fmt: skip
         median_s = statistics.median(seconds)
         tokens = statistics.median(one["tokens"] for one in many)
-        _row(name, size, f"{median_s:.2f} s", f"{median_s / duration_s:.4f}",
+        print_row(name, size, f"{median_s:.2f} s", f"{median_s / duration_s:.4f}",
              f"{tokens / median_s:.0f}", *ratios)  # fmt: skip
     print(flush=True)
 
@@ -283,8 +259,8 @@ def words(run: Run) -> None:
             run.texts[f"{audio.name}, {kind}"] = {
                 name: many[0]["text"] for (name, _), many in results.items()
             }
-    run.head()
-    run.table(f"{run.options.model}, warm", times, digits=3)
+    print_head(run.contestants)
+    print_table(run.contestants, f"{run.options.model}, warm", times, digits=3)
     run.compare_texts()
 
 
@@ -293,6 +269,7 @@ def _alternate(
 ) -> dict[tuple[str, int], list[dict[str, Any]]]:
     """Run jobs in turn, in one process of each contestant; return the results but the first."""
     models = run.enter(Weights(run.options.model, run.scratch, run.options.models), same=True)
+    jobs = {key: job for key, job in jobs.items() if key[0] in models}
     results: dict[tuple[str, int], list[dict[str, Any]]] = {key: [] for key in jobs}
     with contextlib.ExitStack() as stack:
         processes = {}
@@ -331,19 +308,6 @@ def _write_wave(samples: np.ndarray[Any, Any], folder: Path) -> Path:
 
 def _describe(audio: Path) -> str:
     return f"text of {len(load_audio(audio)) / SAMPLE_RATE:.0f} s"
-
-
-def _is_path(word: str) -> bool:
-    return "/" in word and Path(word).exists()
-
-
-def _ratio(a: Sequence[float], b: Sequence[float]) -> float:
-    """Return the median of the ratios round by round, which a drifting machine leaves alone."""
-    return statistics.median(x / y for x, y in zip(a, b, strict=True))
-
-
-def _row(*cells: object) -> None:
-    print("|", " | ".join(map(str, cells)), "|")
 
 
 def main() -> None:

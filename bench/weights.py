@@ -108,7 +108,7 @@ class Weights:
         named = {name: np.asarray(array) for name, array in self._read().items()}
         arrays = huggingface_arrays(named, dimensions)
         positions = compute_sinusoids(dimensions.n_audio_ctx, dimensions.n_audio_state)
-        arrays["model.encoder.embed_positions.weight"] = np.asarray(positions).astype(np.float16)
+        arrays["model.encoder.embed_positions.weight"] = np.asarray(positions)
         mx.save_safetensors(
             str(out / "model.safetensors"), {name: mx.array(a) for name, a in arrays.items()}
         )
