@@ -11,14 +11,14 @@ from collections import Counter
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
 from fastwhisper.checkpoint.inspection import inspect_checkpoint
 from fastwhisper.checkpoint.word_loss import word_error_cost
-from fastwhisper.cli.writers import FORMATS, LAYOUT_OPTIONS, write
+from fastwhisper.cli import outputs
+from fastwhisper.cli.writers import LAYOUT_OPTIONS
 from fastwhisper.engine import INTERRUPTED
 from fastwhisper.errors import AudioError, HubUnavailableError
 from fastwhisper.loading import stages
@@ -35,10 +35,9 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress as Bars
 
-    from fastwhisper.cli.writers import Format
     from fastwhisper.session import Session
     from fastwhisper.sources.find import Location
-    from fastwhisper.values import DtypeName, TranscribeProgress, Transcription
+    from fastwhisper.values import DtypeName, TranscribeProgress
 
 __all__ = ["cache", "find_wrong_option", "inspect", "pull", "quantize", "transcribe"]
 
@@ -62,7 +61,7 @@ def find_wrong_option(options: argparse.Namespace) -> str | None:
                 return f"--{name.replace('_', '-')} needs --word-timestamps True"
     if options.output_name and len(options.audio) > 1:
         return "--output-name names the files of one AUDIO; leave it out for several"
-    return None
+    return outputs.find_conflict(options)
 
 
 def transcribe(options: argparse.Namespace) -> int:
@@ -158,7 +157,7 @@ async def _transcribe_file(
     finally:
         # Also when interrupted: what has been decoded is written, and the file is whole.
         if stream.so_far is not None:
-            _write_files(stream.so_far, audio, options)
+            outputs.write_files(stream.so_far, audio, options)
     return stream.duration_s
 
 
@@ -166,27 +165,6 @@ def _decode_options(options: argparse.Namespace) -> dict[str, Any]:
     """Return the options of `Session.stream` that were given."""
     names = DecodeSettings.__dataclass_fields__
     return {name: value for name, value in vars(options).items() if name in names}
-
-
-def _write_files(result: Transcription, audio: str, options: argparse.Namespace) -> None:
-    """Write a transcription in the chosen formats, if any was chosen."""
-    if not (options.output_format or options.output_dir or options.output_name):
-        return
-    directory = Path(options.output_dir or ".")
-    directory.mkdir(parents=True, exist_ok=True)
-    # Unlike mlx_whisper, which cuts the stem at its own dot: talk.1.wav becomes talk.1.txt, so
-    # that talk.2.wav does not overwrite it.
-    name = (
-        Path(options.output_name).with_suffix("")
-        if options.output_name
-        else ("content" if audio == "-" else Path(audio).stem)
-    )
-    chosen = options.output_format or "txt"
-    layout = {option: getattr(options, option) for option in LAYOUT_OPTIONS}
-    for kind in FORMATS if chosen == "all" else (cast("Format", chosen),):
-        path = directory / f"{name}.{kind}"
-        with path.open("w", encoding="utf-8") as file:
-            write(result, kind, file, **layout)
 
 
 def pull(options: argparse.Namespace) -> int:

@@ -180,7 +180,9 @@ def test_several_files_share_one_load_and_a_bad_one_stops_nothing(
     """Each bad file is one line that names it; the rest goes on; the exit status tells."""
     noise_file = tmp_path / "notes.txt"
     noise_file.write_text("no audio")
-    assert transcribe_with(model, "-f", "txt", "gone.wav", short, noise_file, short) == 1
+    again = tmp_path / "again.wav"
+    again.symlink_to(short)
+    assert transcribe_with(model, "-f", "txt", "gone.wav", short, noise_file, again) == 1
     out, err = capsys.readouterr()
     assert err.count("ready in") == 1
     lines = err.splitlines()
@@ -190,7 +192,7 @@ def test_several_files_share_one_load_and_a_bad_one_stops_nothing(
     assert str(noise_file) in lines[2]
     summary = r"fastwhisper: 4 files: 2 transcribed, 2 failed; 8\.0 s of audio in \d+\.\d s"
     assert re.fullmatch(summary, lines[3])
-    assert listed() == ["short.txt"]
+    assert listed() == ["again.txt", "short.txt"]
     assert out[: len(out) // 2] * 2 == out
 
 
