@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import unicodedata
 from pathlib import Path
@@ -22,6 +23,7 @@ STDIN: Final = "-"
 """The AUDIO that stands for stdin."""
 
 _STDIN_NAME: Final = "content"  # mlx_whisper's
+_SUFFIX: Final = re.compile(r"(?=.*[a-z])[a-z0-9]{1,5}", re.ASCII | re.IGNORECASE)
 
 
 def find_conflict(options: argparse.Namespace) -> str | None:
@@ -63,12 +65,21 @@ def _list_paths(audio: str, options: argparse.Namespace) -> dict[Format, Path]:
     directory = Path(options.output_dir or ".")
     chosen = options.output_format or "txt"
     formats = FORMATS if chosen == "all" else (cast("Format", chosen),)
-    # Unlike mlx_whisper, which cuts the name at its last dot once more: talk.1.wav becomes
-    # talk.1.txt, so that talk.2.wav does not overwrite it.
-    name = _STDIN_NAME if audio == STDIN else Path(audio).stem
+    # Unlike mlx_whisper, which cuts a name at its last dot: of "Dr. Smith" it keeps "Dr".
     if options.output_name:
-        name = str(Path(options.output_name).with_suffix(""))
+        name = str(options.output_name)
+        return {
+            kind: directory / (name if name.endswith(f".{kind}") else f"{name}.{kind}")
+            for kind in formats
+        }
+    name = _STDIN_NAME if audio == STDIN else _cut_suffix(Path(audio).name)
     return {kind: directory / f"{name}.{kind}" for kind in formats}
+
+
+def _cut_suffix(name: str) -> str:
+    """Return the name of a recording without its suffix; a date or a title is no suffix."""
+    stem, _, suffix = name.rpartition(".")
+    return stem if stem and _SUFFIX.fullmatch(suffix) else name
 
 
 def write_files(result: Transcription, audio: str, options: argparse.Namespace) -> None:

@@ -261,7 +261,9 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         help="directory of the files (default: the working directory)",
     )
     group.add_argument(
-        "--output-name", metavar="NAME", help="file name without suffix (default: the recording's)"
+        "--output-name",
+        metavar="NAME",
+        help="file name, to which the suffix is added (default: the recording's)",
     )
     group.add_argument(
         "--verbose",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fastwhisper.cli.writers import FORMATS
 from tests.helpers.command import run_command as run
 
 
@@ -68,3 +69,53 @@ def test_inputs_of_one_name_are_fine_without_files(capsys: pytest.CaptureFixture
     """What goes to stdout alone overwrites nothing."""
     assert run("transcribe", "--model", "./none", "a/x.wav", "b/x.wav") == 1
     assert "./none" in capsys.readouterr().err
+
+
+# Names
+
+
+def list_files(model: Path, *arguments: object) -> list[str]:
+    """Run `transcribe` silently, and list the text files below the working directory."""
+    assert run("transcribe", "--model", model, "--verbose", "False", *arguments) == 0
+    return sorted(str(path) for path in Path().rglob("*") if path.suffix[1:] in FORMATS)
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        (["--output-name", "Dr. Smith interview"], ["Dr. Smith interview.txt"]),
+        (["--output-name", "talk 2026.11.26"], ["talk 2026.11.26.txt"]),
+        (["--output-name", "v1.2", "-f", "srt"], ["v1.2.srt"]),
+        (["--output-name", "talk.wav"], ["talk.wav.txt"]),
+        (["--output-name", "a.txt"], ["a.txt"]),
+        (["--output-name", "a.txt", "-f", "srt"], ["a.txt.srt"]),
+        (["--output-name", ".hidden"], [".hidden.txt"]),
+        (["--output-name", "new/folder/a.b"], ["new/folder/a.b.txt"]),
+    ],
+    ids=" ".join,
+)
+def test_a_name_is_a_name(model: Path, short: Path, flags: list[str], names: list[str]) -> None:
+    """`--output-name` gets the format's suffix, unless it has it, and loses nothing."""
+    assert list_files(model, *flags, short) == names
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        ("talk 2026.11.26", "talk 2026.11.26"),
+        ("Dr. Smith interview", "Dr. Smith interview"),
+        ("Dr. Smith.m4a", "Dr. Smith"),
+        ("talk.1.wav", "talk.1"),
+        ("talk.3gp", "talk"),
+        ("TALK.MP3", "TALK"),
+        (".hidden", ".hidden"),
+        ("v1.2", "v1.2"),
+        ("noon.", "noon."),
+    ],
+)
+def test_only_a_suffix_is_cut_from_a_recordings_name(
+    model: Path, short: Path, name: str, stem: str
+) -> None:
+    """Recordings without a suffix keep what stands behind a dot of their name."""
+    Path(name).symlink_to(short)
+    assert list_files(model, "-f", "txt", name) == [f"{stem}.txt"]
