@@ -30,6 +30,9 @@ _BLOCK_SAMPLES: Final = 30 * SAMPLE_RATE
 
 _FULL_SCALE: Final = np.float32(32768)
 
+_LOUDEST: Final = 32.0
+"""Largest sample of a float recording, 30 dB above 1. Larger ones are integers as floats."""
+
 
 def never_cancel() -> None:
     """Return without an exception: the `check` of a caller that never cancels."""
@@ -108,19 +111,38 @@ def to_samples(source: np.ndarray | mx.array) -> FloatArray:
 
     Raises:
         AudioError: The source is not an array, has no samples, is not one-dimensional, not
-            float32, or not finite.
+            float32, not finite, or in the range of integers.
     """
     array = source if isinstance(source, np.ndarray) else _from_mlx(source)
     name = _name(array)
-    if array.dtype != np.float32:
-        raise _wrong_dtype(array)
+    if array.dtype.kind not in "fiu":
+        raise AudioError(name, f"dtype {array.dtype}; give float32 samples in [-1, 1]")
     if array.ndim != 1:
         raise AudioError(name, "not one-dimensional; give mono samples of shape (samples,)")
     if array.size == 0:
         raise AudioError(name, "zero samples; give at least one")
-    if not np.isfinite(array).all():
+    lowest, highest = float(array.min()), float(array.max())
+    if not (np.isfinite(lowest) and np.isfinite(highest)):
         raise AudioError(name, "NaN or infinite samples; give finite ones in [-1, 1]")
+    peak = max(-lowest, highest)
+    if array.dtype != np.float32 or peak > _LOUDEST:
+        found = f"dtype {array.dtype}, largest value {peak:g}"
+        library = "numpy" if array is source else "mlx.core"
+        raise AudioError(name, f"{found}; give {_conversion(array.dtype, peak, library)}")
     return array
+
+
+def _conversion(dtype: np.dtype[np.generic], peak: float, library: str) -> str:
+    """Return the code that makes float32 samples in [-1, 1] of samples with this peak."""
+    code = "samples" if dtype == np.float32 else f"samples.astype({library}.float32)"
+    if dtype.kind == "u":
+        return f"{code} / {1 << (8 * dtype.itemsize - 1)} - 1"
+    if dtype.kind == "f" and peak <= _LOUDEST:
+        return code
+    # Of the resolutions that recordings have, the first with this peak: integers of 16 bits are
+    # often kept in a larger type.
+    bits = 8 if dtype == np.int8 else next((b for b in (16, 24, 32) if peak <= 1 << (b - 1)), 64)
+    return f"{code} / {1 << (bits - 1)}"
 
 
 def _from_mlx(source: object) -> np.ndarray:
@@ -132,8 +154,8 @@ def _from_mlx(source: object) -> np.ndarray:
             "not audio; give a path, a binary file, or float32 samples (NumPy or MLX)",
         )
     array = cast("mx.array", source)
-    if array.dtype != mlx.float32:  # NumPy has no bfloat16
-        raise _wrong_dtype(array)
+    if array.dtype == mlx.bfloat16:  # NumPy has none
+        raise AudioError(_name(array), "dtype bfloat16; give samples.astype(mlx.core.float32)")
     try:
         return np.array(array)
     except RuntimeError as error:  # not evaluated, and made in another thread
@@ -145,8 +167,3 @@ def _from_mlx(source: object) -> np.ndarray:
 def _name(array: np.ndarray | mx.array) -> str:
     """Return the name of an array for messages."""
     return f"array of shape {array.shape}"
-
-
-def _wrong_dtype(array: np.ndarray | mx.array) -> AudioError:
-    """Return the error for an array that is not float32."""
-    return AudioError(_name(array), f"dtype {array.dtype}; give float32 samples in [-1, 1]")

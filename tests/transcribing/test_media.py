@@ -8,9 +8,10 @@ import os
 import sys
 import threading
 import wave
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import av
+import mlx
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -365,6 +366,46 @@ def test_a_lazy_mlx_array_of_another_thread_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("dtype", "scale", "said"),
+    [
+        (np.float32, 20_000, "samples / 32768"),
+        (np.float32, -40, "samples / 32768"),
+        (np.float32, 5e6, "samples / 8388608"),
+        (np.float32, 2e9, "samples / 2147483648"),
+        (np.float64, 0.5, "samples.astype(numpy.float32)"),
+        (np.float64, 20_000, "samples.astype(numpy.float32) / 32768"),
+        (np.float16, 20_000, "samples.astype(numpy.float32) / 32768"),
+        (np.int8, 100, "samples.astype(numpy.float32) / 128"),
+        (np.int16, 20_000, "samples.astype(numpy.float32) / 32768"),
+        (np.int16, -32_768, "samples.astype(numpy.float32) / 32768"),
+        (np.int16, 3, "samples.astype(numpy.float32) / 32768"),
+        (np.int32, 2e9, "samples.astype(numpy.float32) / 2147483648"),
+        (np.int64, 20_000, "samples.astype(numpy.float32) / 32768"),
+        (np.uint8, 200, "samples.astype(numpy.float32) / 128 - 1"),
+        (np.uint16, 60_000, "samples.astype(numpy.float32) / 32768 - 1"),
+    ],
+)
+def test_samples_in_another_range_are_refused_with_the_division(
+    dtype: type[np.number[Any]], scale: float, said: str
+) -> None:
+    """The message is the code that makes float32 samples in [-1, 1] of them."""
+    samples = np.array([0, scale, scale / 2]).astype(dtype)
+    assert detail_of(samples).endswith(f"give {said}")
+    assert np.abs(load_audio(eval(said, {"numpy": np, "samples": samples}))).max() <= 1
+    if dtype is np.float64:
+        return  # MLX has none on a GPU
+    said = said.replace("numpy", "mlx.core")
+    assert detail_of(mx.array(samples)).endswith(f"give {said}")
+    assert len(load_audio(eval(said, {"mlx": mlx, "samples": mx.array(samples)}))) == 3
+
+
+def test_samples_that_are_too_loud_are_taken() -> None:
+    """A float recording may exceed 1, by as much as 30 dB."""
+    samples = tone(0.1) * 40
+    assert np.array_equal(load_audio(samples), samples)
+
+
+@pytest.mark.parametrize(
     ("source", "said"),
     [
         (np.zeros(0, np.float32), "zero samples"),
@@ -373,6 +414,12 @@ def test_a_lazy_mlx_array_of_another_thread_is_refused() -> None:
         (np.zeros((), np.float32), "one-dimensional"),
         (np.zeros(100), "float64"),
         (np.zeros(100, np.int16), "int16"),
+        (np.zeros(0, np.int16), "zero samples"),
+        (np.array([0, np.nan]), "NaN"),
+        (np.zeros(100, np.complex64), "complex64"),
+        (np.array(["a.wav"]), "give float32"),
+        (np.array([None]), "give float32"),
+        (mx.array([True]), "bool"),
         (np.array([0, np.nan], np.float32), "NaN"),
         (np.array([0, np.inf], np.float32), "infinite"),
         (mx.zeros((1, 100)), "one-dimensional"),
