@@ -1,6 +1,7 @@
 """Writers of transcriptions as text files: txt, srt, vtt, tsv, json.
 
-For the same result they write the same bytes as mlx_whisper.
+For the same result they write the same bytes as mlx_whisper, but for what its writers leave
+unescaped: markup and arrows in subtitles, empty lines in a cue, line breaks in tsv.
 
 Source:
     `writers.py` of mlx_whisper 0.4.3; WebVTT, W3C; SubRip.
@@ -35,7 +36,10 @@ LAYOUT_OPTIONS: Final = (
 _NO_LIMIT: Final = 1000
 _LONG_PAUSE_S: Final = 3.0
 
-_Cue: TypeAlias = tuple[str, str, str]
+_ARROW: Final = re.compile("-{2,}>")
+
+_Cue: TypeAlias = tuple[float, float, str]
+"""Start and end in seconds, and the escaped text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +65,33 @@ class _Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class _Clock:
-    """The format of times in a subtitle format."""
+class _Syntax:
+    """The syntax of a subtitle format.
+
+    Attributes:
+        decimal_mark: What stands between seconds and milliseconds.
+        always_hours: Whether times below one hour have hours too.
+        escapes: Whether `&` and `<` are written as character references.
+        arrow: What stands for `-->` in a text, where it would make a line of times.
+    """
 
     decimal_mark: str
     always_hours: bool
+    escapes: bool
+    arrow: str
 
-    def format(self, time_s: float) -> str:
+    def escape(self, text: str) -> str:
+        """Return a part of a text without markup."""
+        return text.replace("&", "&amp;").replace("<", "&lt;") if self.escapes else text
+
+    def format_cue(self, start_s: float, end_s: float, text: str) -> str:
+        """Return the lines of a cue. `text` is escaped, and may have markup of ours."""
+        # An empty line ends a cue.
+        lines = [line for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
+        shown = _ARROW.sub(self.arrow, "\n".join(lines))
+        return f"{self.format_time(start_s)} --> {self.format_time(end_s)}\n{shown}\n\n"
+
+    def format_time(self, time_s: float) -> str:
         """Return seconds as `00:00:00,000` or `00:00.000`."""
         minutes, milliseconds = divmod(round(time_s * 1000), 60_000)
         hours, minutes = divmod(minutes, 60)
@@ -76,8 +100,9 @@ class _Clock:
         return f"{prefix}{minutes:02d}:{seconds:02d}{self.decimal_mark}{milliseconds:03d}"
 
 
-_SRT_CLOCK: Final = _Clock(decimal_mark=",", always_hours=True)
-_VTT_CLOCK: Final = _Clock(decimal_mark=".", always_hours=False)
+# SubRip has no escapes: its arrow is written with one dash, as mlx_whisper's is.
+_SRT: Final = _Syntax(decimal_mark=",", always_hours=True, escapes=False, arrow="->")
+_VTT: Final = _Syntax(decimal_mark=".", always_hours=False, escapes=True, arrow="--&gt;")
 
 
 def write(
@@ -116,11 +141,12 @@ def write(
         case "tsv":
             _write_tsv(transcription, file)
         case "srt":
-            cues = _list_cues(transcription, layout, _SRT_CLOCK)
-            file.writelines(f"{n}\n{_format_cue(cue)}" for n, cue in enumerate(cues, start=1))
+            cues = _list_cues(transcription, layout, _SRT)
+            file.writelines(f"{n}\n{_SRT.format_cue(*cue)}" for n, cue in enumerate(cues, start=1))
         case "vtt":
             file.write("WEBVTT\n\n")
-            file.writelines(map(_format_cue, _list_cues(transcription, layout, _VTT_CLOCK)))
+            cues = _list_cues(transcription, layout, _VTT)
+            file.writelines(_VTT.format_cue(*cue) for cue in cues)
         case "json":
             json.dump(_build_json(transcription), file, ensure_ascii=False)
         case _:
@@ -131,7 +157,7 @@ def write(
 def _write_tsv(transcription: Transcription, file: TextIO) -> None:
     file.write("start\tend\ttext\n")
     for segment in transcription.segments:
-        text = segment.text.strip().replace("\t", " ")
+        text = re.sub(r"\r\n|[\t\r\n]", " ", segment.text.strip())
         file.write(f"{round(1000 * segment.start_s)}\t{round(1000 * segment.end_s)}\t{text}\n")
 
 
@@ -172,37 +198,32 @@ def _build_json_segment(number: int, segment: Segment) -> dict[str, object]:
     return fields
 
 
-def _format_cue(cue: _Cue) -> str:
-    start, end, text = cue
-    return f"{start} --> {end}\n{text}\n\n"
-
-
-def _list_cues(transcription: Transcription, layout: _Layout, clock: _Clock) -> Iterator[_Cue]:
+def _list_cues(transcription: Transcription, layout: _Layout, syntax: _Syntax) -> Iterator[_Cue]:
     segments = transcription.segments
     if not segments or any(segment.words is None for segment in segments):
         for segment in segments:
-            # A second arrow would make this text a line of times.
-            text = segment.text.strip().replace("-->", "->")
-            yield clock.format(segment.start_s), clock.format(segment.end_s), text
+            yield segment.start_s, segment.end_s, syntax.escape(segment.text.strip())
         return
     for subtitle in _build_subtitles(transcription, layout):
+        # Escaped after the layout, which counts the characters that a reader sees.
+        escaped = [replace(word, word=syntax.escape(word.word)) for word in subtitle]
         if layout.highlight_words:
-            yield from _highlight(subtitle, clock)
+            yield from _highlight(escaped, syntax)
         else:
-            text = "".join(word.word for word in subtitle)
-            yield clock.format(subtitle[0].start_s), clock.format(subtitle[-1].end_s), text
+            text = "".join(word.word for word in escaped)
+            yield subtitle[0].start_s, subtitle[-1].end_s, text
 
 
-def _highlight(subtitle: list[Word], clock: _Clock) -> Iterator[_Cue]:
+def _highlight(subtitle: list[Word], syntax: _Syntax) -> Iterator[_Cue]:
     texts = [word.word for word in subtitle]
-    last = clock.format(subtitle[0].start_s)
+    last_s = subtitle[0].start_s
     for index, word in enumerate(subtitle):
-        start, end = clock.format(word.start_s), clock.format(word.end_s)
-        if last != start:
-            yield last, start, "".join(texts)
+        # Times that are written alike have nothing between them.
+        if syntax.format_time(last_s) != syntax.format_time(word.start_s):
+            yield last_s, word.start_s, "".join(texts)
         underlined = re.sub(r"^(\s*)(.*)$", r"\1<u>\2</u>", word.word)
-        yield start, end, "".join([*texts[:index], underlined, *texts[index + 1 :]])
-        last = end
+        yield word.start_s, word.end_s, "".join([*texts[:index], underlined, *texts[index + 1 :]])
+        last_s = word.end_s
 
 
 def _build_subtitles(transcription: Transcription, layout: _Layout) -> Iterator[list[Word]]:

@@ -1,9 +1,10 @@
-"""Text files: byte for byte what mlx_whisper writes for the same result."""
+"""Text files: byte for byte what mlx_whisper writes for the same result, and escaped."""
 
 from __future__ import annotations
 
 import io
 import json
+import re
 from typing import Any, cast
 
 import pytest
@@ -88,10 +89,17 @@ def _as_dict(number: int, segment: Segment) -> dict[str, Any]:
 
 
 times = st.floats(0, 20_000, allow_nan=False)
-texts = st.text(st.sampled_from(' \t\n-->abcXYZ.,é日本語🎈"\\&<'), max_size=12) | st.sampled_from(
-    ["-->", " a --> b", "\u2028", " "]
+# Without what upstream does not escape: markup, arrows, empty lines.
+texts = st.text(st.sampled_from(' \t-abcXYZ.,é日本語🎈"\\'), max_size=12) | st.sampled_from(
+    ["\u2028", " ", ">> a -> b"]
 )
-words = st.builds(Word, word=texts, start_s=times, end_s=times, probability=st.floats(0, 1))
+words = st.builds(
+    Word,
+    word=texts.filter(str.strip),
+    start_s=times,
+    end_s=times,
+    probability=st.floats(0, 1),
+)
 layouts = st.fixed_dictionaries(
     {},
     optional={
@@ -120,7 +128,7 @@ def transcriptions(with_words: bool) -> st.SearchStrategy[Transcription]:  # noq
 @example(make_transcription())
 @settings(max_examples=60, deadline=None)
 def test_segments_are_written_as_upstream_does(format_: str, transcription: Transcription) -> None:
-    """Without words every format is equal, byte for byte."""
+    """Without words every format is equal, byte for byte, where nothing needs an escape."""
     assert written(transcription, format_) == expected(transcription, format_)
 
 
@@ -131,7 +139,7 @@ def test_segments_are_written_as_upstream_does(format_: str, transcription: Tran
 def test_words_are_laid_out_as_upstream_does(
     format_: str, transcription: Transcription, layout: dict[str, Any]
 ) -> None:
-    """With words every format and layout is equal, byte for byte."""
+    """With words every format and layout is equal, byte for byte, as above."""
     theirs = layout if format_ in {"srt", "vtt"} else {}
     assert written(transcription, format_, **layout) == expected(transcription, format_, **theirs)
 
@@ -163,7 +171,7 @@ PLAIN = make_transcription(*(make_segment(s.start_s, s.end_s, s.text) for s in S
             "vtt",
             (
                 "WEBVTT\n\n00:00.000 --> 00:02.500\nGood morning.\n\n"
-                "01:01:01.250 --> 01:01:02.000\nBye -> bye\n\n"
+                "01:01:01.250 --> 01:01:02.000\nBye --&gt; bye\n\n"
             ),
         ),
         ("tsv", "start\tend\ttext\n0\t2500\tGood morning.\n3661250\t3662000\tBye --> bye\n"),
@@ -172,6 +180,52 @@ PLAIN = make_transcription(*(make_segment(s.start_s, s.end_s, s.text) for s in S
 def test_a_small_file_is_exact(format_: str, text: str) -> None:
     """The formats are what they are known to be."""
     assert written(PLAIN, format_) == text
+
+
+TRICKY = "AT&T <b> says --> stop\n\n \r\n---> now &amp; >> then"
+
+
+@pytest.mark.parametrize(
+    ("format_", "lines"),
+    [
+        (
+            "vtt",
+            ["AT&amp;T &lt;b> says --&gt; stop", "--&gt; now &amp;amp; >> then"],
+        ),
+        ("srt", ["AT&T <b> says -> stop", "-> now &amp; >> then"]),
+    ],
+)
+@pytest.mark.parametrize("has_words", [False, True])
+def test_text_is_no_markup_of_subtitles(format_: str, lines: list[str], has_words: bool) -> None:  # noqa: FBT001  names the two
+    """`<`, `&`, an arrow and an empty line in a text are escaped as the format wants."""
+    words = tuple(
+        Word(part, index / 10, index / 10 + 0.1, 1.0)
+        for index, part in enumerate(re.split(r"(?= )", TRICKY))
+    )
+    segment = make_segment(0.0, 2.0, TRICKY, words if has_words else None)
+    result = written(make_transcription(segment), format_)
+    cue = result.split("\n\n")[1 if format_ == "vtt" else 0]
+    assert cue.splitlines()[-2:] == lines
+    assert result.count("-->") == 1
+    assert result.count("\n\n") == (2 if format_ == "vtt" else 1)
+
+
+@pytest.mark.parametrize("format_", ["srt", "vtt"])
+def test_an_arrow_of_several_words_is_escaped(format_: str) -> None:
+    """An arrow that two words make is one too; a highlighted word keeps its underline."""
+    words = (Word(" <--", 0.0, 0.5, 1.0), Word(">", 0.5, 1.0, 1.0))
+    transcription = make_transcription(make_segment(0.0, 1.0, " <-->", words))
+    assert written(transcription, format_).count("-->") == 1
+    underlined = written(transcription, format_, highlight_words=True)
+    assert underlined.count("-->") == 2
+    assert ("&lt;--" if format_ == "vtt" else "<--") in underlined
+    assert underlined.count("<u>") == underlined.count("</u>") == 2
+
+
+def test_a_line_break_ends_no_row_of_tsv() -> None:
+    """Each segment is one row of three columns."""
+    result = written(make_transcription(make_segment(0.0, 2.0, " a\tb\r\nc\nd")), "tsv")
+    assert result == "start\tend\ttext\n0\t2000\ta b c d\n"
 
 
 def test_json_holds_every_field_in_order() -> None:
