@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, TypeAlias, cast
 import av
 
 from fastwhisper.errors import AudioError
+from fastwhisper.transcribing.phase import replace_opposite_phase
 from fastwhisper.whisper.filters import SAMPLE_RATE
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def decode_media(source: MediaSource, *, check: Callable[[], None]) -> Iterator[
         is_empty = True
         resampler = _Resampler(name)
         # None, the end of the stream, lets the resampler give what it still holds.
-        for frame in chain(_decode_frames(container, stream, check=check), [None]):
+        frames = replace_opposite_phase(_decode_frames(container, stream, check=check), name)
+        for frame in chain(frames, [None]):
             for samples in resampler.convert(frame):
                 is_empty = False
                 yield samples

@@ -44,11 +44,12 @@ def encode(
     rate: int = SAMPLE_RATE,
     layout: str = "mono",
 ) -> None:
-    """Write samples as a media file, the same samples in every channel.
+    """Write samples as a media file.
 
     Args:
         file: Where to write.
-        samples: Samples in [-1, 1]. Shape (samples,), float32.
+        samples: Samples in [-1, 1]. Shape (samples,), float32, for every channel; or (samples,
+            channels).
         codec: FFmpeg's name of the codec.
         container: FFmpeg's name of the file format.
         rate: Samples a second.
@@ -59,7 +60,8 @@ def encode(
         stream = output.add_stream(codec, rate=rate, layout=layout)
         assert isinstance(stream, av.AudioStream)
         channels = stream.layout.nb_channels
-        packed = np.repeat((samples * 32767).astype(np.int16), channels).reshape(1, -1)
+        values = (samples * 32767).astype(np.int16)
+        packed = (np.repeat(values, channels) if samples.ndim == 1 else values).reshape(1, -1)
         frame = av.AudioFrame.from_ndarray(packed, format="s16", layout=layout)
         frame.sample_rate = rate
         resampler = av.AudioResampler(

@@ -33,6 +33,14 @@ def hertz_of(samples: np.ndarray) -> float:
     return float(np.abs(np.fft.rfft(samples)).argmax() * SAMPLE_RATE / len(samples))
 
 
+def media(samples: np.ndarray, **form: Any) -> io.BytesIO:
+    """Return samples as a media file, at its first byte; see `encode`."""
+    file = io.BytesIO()
+    encode(file, samples, **form)
+    file.seek(0)
+    return file
+
+
 def detail_of(source: object) -> str:
     """Return what the error says about a source, once it is known to be refused by both."""
     with pytest.raises(AudioError) as mel_error:
@@ -126,6 +134,57 @@ def test_a_format_that_changes_midway_is_decoded_on(tmp_path: Path) -> None:
     samples = load_audio(path)
     assert hertz_of(samples[: SAMPLE_RATE // 2]) == pytest.approx(440, abs=4)
     assert hertz_of(samples[-SAMPLE_RATE // 2 :]) == pytest.approx(880, abs=4)
+
+
+OPPOSITE: Any = [
+    ("pcm_s16le", "wav", "stereo", (1, -1)),
+    ("pcm_s16le", "wav", "stereo", (0.9, -1)),
+    ("pcm_u8", "wav", "stereo", (-1, 1)),
+    ("pcm_f64le", "wav", "stereo", (1, -1)),
+    ("flac", "flac", "stereo", (1, -1)),
+    ("libopus", "ogg", "stereo", (1, -1)),
+    ("aac", "mp4", "stereo", (1, -1)),
+    ("mp3", "mp3", "stereo", (1, -1)),
+    ("pcm_s16le", "wav", "quad", (1, -1, 1, -1)),
+    ("pcm_s16le", "wav", "5.1", (1, -1, 0, 0, 0, 0)),
+]
+
+
+@pytest.mark.parametrize(("codec", "container", "layout", "gains"), OPPOSITE)
+def test_channels_in_opposite_phase_are_heard(
+    codec: str, container: str, layout: str, gains: tuple[float, ...]
+) -> None:
+    """Where a mix would be silent, the loudest channel is taken, and a warning says so."""
+    channels = np.outer(tone(2, rate=48_000), gains).astype(np.float32)
+    file = media(channels, codec=codec, container=container, rate=48_000, layout=layout)
+    with pytest.warns(UserWarning, match=r"^file object: .*opposite phase.*louder one"):
+        samples = load_audio(file)
+    assert hertz_of(samples) == pytest.approx(440, abs=2)
+    assert np.abs(samples[4000:28_000]).max() == pytest.approx(0.5, abs=0.06)
+    assert len(samples) == pytest.approx(2 * SAMPLE_RATE, abs=2500)
+
+
+def test_opposite_phase_in_a_part_changes_nothing_elsewhere() -> None:
+    """Each second is decided on its own, and no sample is lost or added where that changes."""
+    sound = tone(6, rate=48_000)
+    channels = np.stack([sound, sound], axis=1)
+    expected = load_audio(media(channels, rate=48_000, layout="stereo"))
+    channels[2 * 48_000 : 4 * 48_000, 1] *= -1
+    with pytest.warns(UserWarning, match="opposite phase") as caught:
+        samples = load_audio(media(channels, rate=48_000, layout="stereo"))
+    assert len(caught) == 1
+    assert len(samples) == len(expected)
+    # Of the seconds in which the phase changes, the part that is not opposite is mixed.
+    is_equal = np.abs(samples - expected).reshape(-1, SAMPLE_RATE // 2).max(axis=1) < 1e-3
+    assert is_equal.sum() >= 10
+
+
+@pytest.mark.parametrize("gains", [(1, 1), (1, 0), (0, 1), (1, -0.5), (0, 0)])
+def test_other_channels_are_mixed_as_ffmpeg_mixes_them(gains: tuple[float, float]) -> None:
+    """One silent channel, or a quieter one in opposite phase, is no reason to choose."""
+    sound = tone(2)
+    file = media(np.outer(sound, gains).astype(np.float32), layout="stereo")
+    assert load_audio(file) == pytest.approx(sound * sum(gains) / 2, abs=2 / 32768)
 
 
 def test_damage_midway_loses_only_what_is_damaged(tmp_path: Path) -> None:
