@@ -8,7 +8,6 @@ import signal
 import sys
 import time
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -18,6 +17,7 @@ import anyio
 from fastwhisper.checkpoint.inspection import inspect_checkpoint
 from fastwhisper.checkpoint.word_loss import word_error_cost
 from fastwhisper.cli import outputs
+from fastwhisper.cli.streams import open_bars, print_note, report_audio, report_load
 from fastwhisper.cli.writers import LAYOUT_OPTIONS
 from fastwhisper.engine import INTERRUPTED
 from fastwhisper.errors import AudioError, HubUnavailableError
@@ -31,13 +31,12 @@ from fastwhisper.whisper.options import DecodeSettings
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator
 
     from rich.progress import Progress as Bars
 
     from fastwhisper.session import Session
     from fastwhisper.sources.find import Location
-    from fastwhisper.values import DtypeName, TranscribeProgress
+    from fastwhisper.values import DtypeName
 
 __all__ = ["cache", "find_wrong_option", "inspect", "pull", "quantize", "transcribe"]
 
@@ -100,7 +99,7 @@ async def _transcribe_files(options: argparse.Namespace) -> int:
     """Open the model once and transcribe file after file; a bad file does not stop the rest."""
     begin_s = time.perf_counter()
     durations_s: list[float] = []
-    with _open_bars() as bars:
+    with open_bars() as bars:
         async with open_session(
             options.model,
             options=LoadOptions(
@@ -108,25 +107,25 @@ async def _transcribe_files(options: argparse.Namespace) -> int:
                 offline=options.offline,
                 dtype=_DTYPES[options.fp16],
             ),
-            on_progress=_report_load(bars),
+            on_progress=report_load(bars),
             **_choose_precision(options),
         ) as session:
             result = session.result
             ready_s = time.perf_counter()
-            _print_note(
+            print_note(
                 f"{result.model_name} at {result.actual} from {result.source}, "
                 f"ready in {ready_s - begin_s:.2f} s"
             )
             if result.fallback_reason is not None:
-                _print_note(result.fallback_reason)
+                print_note(result.fallback_reason)
             for audio in options.audio:
                 try:
                     durations_s.append(await _transcribe_file(session, audio, options, bars))
                 except AudioError as error:
-                    _print_note(str(error))
+                    print_note(str(error))
             elapsed_s = time.perf_counter() - ready_s
             failed = len(options.audio) - len(durations_s)
-            _print_note(_summarize(durations_s, failed=failed, elapsed_s=elapsed_s))
+            print_note(_summarize(durations_s, failed=failed, elapsed_s=elapsed_s))
     return 1 if failed else 0
 
 
@@ -148,7 +147,7 @@ async def _transcribe_file(
         raise AudioError("-", "stdin is closed: pipe a recording into it, or name a file")
     source = sys.stdin.buffer if audio == "-" else audio
     stream = session.stream(
-        source, on_progress=_report_audio(bars, audio), **_decode_options(options)
+        source, on_progress=report_audio(bars, audio), **_decode_options(options)
     )
     try:
         async for segment in stream:
@@ -172,8 +171,8 @@ def pull(options: argparse.Namespace) -> int:
     load_options = _load_options(options)
     location = find.find_local(options.model, load_options)
     if location is None:
-        with _open_bars() as bars:
-            report = _report_load(bars)
+        with open_bars() as bars:
+            report = report_load(bars)
 
             def on_bytes(done_bytes: int, total_bytes: int | None) -> None:
                 if report is not None:
@@ -197,14 +196,14 @@ def inspect(options: argparse.Namespace) -> int:
 
 def quantize(options: argparse.Namespace) -> int:
     """Quantize a float16 model to int4 or int8: `fastwhisper quantize`."""
-    with _open_bars() as bars:
+    with open_bars() as bars:
         work = partial(
             make.quantize,
             options.model,
             out=options.out,
             quant=options.quant,
             share=options.share,
-            on_progress=_report_load(bars),
+            on_progress=report_load(bars),
         )
         directory = anyio.run(work)
     return _print_description(find.Location(directory, str(directory), None, None), as_json=False)
@@ -282,49 +281,3 @@ def _choose_precision(options: argparse.Namespace) -> LoadOverrides:
 def _load_options(options: argparse.Namespace) -> LoadOptions:
     """Return the options of the load of `pull` and `inspect`."""
     return replace(LoadOptions(revision=options.revision), **_choose_precision(options))
-
-
-def _print_note(line: str) -> None:
-    """Print a line on stderr: stdout is for text alone."""
-    print(f"fastwhisper: {line}", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _open_bars() -> Iterator[Bars | None]:
-    """Show progress bars if stderr is a terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    # It takes 30 ms, and a pipe does not need it.
-    from rich import console, progress  # noqa: PLC0415
-
-    # Text is printed above the bars only where both are on the terminal.
-    with progress.Progress(
-        console=console.Console(stderr=True),
-        transient=True,
-        redirect_stdout=sys.stdout.isatty(),
-        redirect_stderr=True,
-    ) as bars:
-        yield bars
-
-
-def _report_load(bars: Bars | None) -> Callable[[Progress], None] | None:
-    """Build the callback that shows the progress of a load, with a bar for each stage."""
-    if bars is None:
-        return None
-    rows: dict[str, Any] = {}
-
-    def report(progress: Progress) -> None:
-        if progress.stage not in rows:
-            rows[progress.stage] = bars.add_task(progress.stage, total=None)
-        bars.update(rows[progress.stage], completed=progress.done_bytes, total=progress.total_bytes)
-
-    return report
-
-
-def _report_audio(bars: Bars | None, audio: str) -> Callable[[TranscribeProgress], None] | None:
-    """Build the callback that shows how much of an audio is decoded."""
-    if bars is None:
-        return None
-    row = bars.add_task(audio, total=None)
-    return lambda now: bars.update(row, completed=now.done_s, total=now.duration_s)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from fastwhisper.cli.streams import print_note, standard_streams
 from fastwhisper.cli.writers import FORMATS
 from fastwhisper.engine import INTERRUPTED
 from fastwhisper.errors import FastWhisperError
@@ -30,6 +30,13 @@ _TRUE_OR_FALSE: Final = "{True,False}"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command, and end the process with its exit status."""
+    with standard_streams():
+        status = _run(arguments)
+    sys.exit(status)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    """Run the command, and return its exit status."""
     parser = _build_parser()
     options = parser.parse_args(arguments)
     logging.basicConfig(format="fastwhisper: %(message)s", level=logging.WARNING)
@@ -39,17 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         if options.command == "transcribe" and (flaw := commands.find_wrong_option(options)):
             parser.error(flaw)
-        status = getattr(commands, options.command)(options)
+        status: int = getattr(commands, options.command)(options)
     except KeyboardInterrupt:
-        status = INTERRUPTED
+        return INTERRUPTED
     except BrokenPipeError:
-        # The reader of the output has left. Python must not flush into the pipe again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 1
+        return 1  # the reader of the output has left
     except (FastWhisperError, OSError, ValueError) as error:
-        print(f"fastwhisper: {error}", file=sys.stderr)
-        status = 1
-    sys.exit(status)
+        print_note(str(error))
+        return 1
+    return status
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,0 +1,108 @@
+"""What is printed on stdout and stderr, and the progress bars, wherever the two lead.
+
+A process may have neither: `2>&-`, a daemon, a program with a window. `standard_streams` gives it
+both, so all else prints as usual.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from rich.progress import Progress as Bars
+
+    from fastwhisper.values import Progress, TranscribeProgress
+
+__all__ = ["open_bars", "print_note", "report_audio", "report_load", "standard_streams"]
+
+
+@contextmanager
+def standard_streams() -> Iterator[None]:
+    """Give the block a stdout and a stderr, and flush stdout at its end.
+
+    One that is None or closed becomes a file that keeps nothing.
+    """
+    _occupy_descriptors()
+    with ExitStack() as stack:
+        for stream, redirect in ((sys.stdout, redirect_stdout), (sys.stderr, redirect_stderr)):
+            if stream is None or stream.closed:
+                nowhere = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
+                stack.enter_context(redirect(nowhere))
+        try:
+            yield
+        finally:
+            _flush()
+
+
+def _occupy_descriptors() -> None:
+    """Open the null device as each of the descriptors 0, 1 and 2 that is closed.
+
+    Otherwise a text file would get this number, and a C library would write its messages into it.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+
+
+def _flush() -> None:
+    """Flush stdout, or drop what it can't take: Python would try again at its end, and complain."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def print_note(line: str) -> None:
+    """Print a line on stderr: stdout is for text alone. A stderr that is full or gone is left."""
+    with suppress(OSError):
+        print(f"fastwhisper: {line}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def open_bars() -> Iterator[Bars | None]:
+    """Show progress bars if stderr is a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    # It takes 30 ms, and a pipe does not need it.
+    from rich import console, progress  # noqa: PLC0415
+
+    # Text is printed above the bars only where both are on the terminal.
+    with progress.Progress(
+        console=console.Console(stderr=True),
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),
+        redirect_stderr=True,
+    ) as bars:
+        yield bars
+
+
+def report_load(bars: Bars | None) -> Callable[[Progress], None] | None:
+    """Build the callback that shows the progress of a load, with a bar for each stage."""
+    if bars is None:
+        return None
+    rows: dict[str, Any] = {}
+
+    def report(progress: Progress) -> None:
+        if progress.stage not in rows:
+            rows[progress.stage] = bars.add_task(progress.stage, total=None)
+        bars.update(rows[progress.stage], completed=progress.done_bytes, total=progress.total_bytes)
+
+    return report
+
+
+def report_audio(bars: Bars | None, audio: str) -> Callable[[TranscribeProgress], None] | None:
+    """Build the callback that shows how much of an audio is decoded."""
+    if bars is None:
+        return None
+    row = bars.add_task(audio, total=None)
+    return lambda now: bars.update(row, completed=now.done_s, total=now.duration_s)
