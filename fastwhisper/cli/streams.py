@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import unicodedata
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +65,19 @@ def _flush() -> None:
 def print_note(line: str) -> None:
     """Print a line on stderr: stdout is for text alone. A stderr that is full or gone is left."""
     with suppress(OSError):
-        print(f"fastwhisper: {line}", file=sys.stderr, flush=True)
+        shown = _escape_controls(line, but="\n")
+        print(f"fastwhisper: {shown}", file=sys.stderr, flush=True)
+
+
+def _escape_controls(text: str, *, but: str = "") -> str:
+    """Return a text whose control characters, which a terminal would obey, are escaped.
+
+    The name of a file may have any. `but` is left as it is.
+    """
+    return "".join(
+        repr(char)[1:-1] if unicodedata.category(char) == "Cc" and char not in but else char
+        for char in text
+    )
 
 
 @contextmanager
@@ -78,6 +91,11 @@ def open_bars() -> Iterator[Bars | None]:
 
     # Text is printed above the bars only where both are on the terminal.
     with progress.Progress(
+        # Rich takes brackets for markup, and :smile: for a picture, unless it is told not to.
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        progress.TaskProgressColumn(),
+        progress.TimeRemainingColumn(),
         console=console.Console(stderr=True),
         transient=True,
         redirect_stdout=sys.stdout.isatty(),
@@ -104,5 +122,5 @@ def report_audio(bars: Bars | None, audio: str) -> Callable[[TranscribeProgress]
     """Build the callback that shows how much of an audio is decoded."""
     if bars is None:
         return None
-    row = bars.add_task(audio, total=None)
+    row = bars.add_task(_escape_controls(audio), total=None)
     return lambda now: bars.update(row, completed=now.done_s, total=now.duration_s)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import os
-import pty
 import re
 import signal
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -293,43 +290,6 @@ def test_an_interrupt_keeps_what_was_heard(
     assert Path("long.txt").read_text(encoding="utf-8") == out != ""
     assert listed() == ["long.txt"]
     assert len(err.splitlines()) == 1
-
-
-def test_bars_on_a_terminal_and_text_in_a_pipe(model: Path, short: Path) -> None:
-    """Stderr is a terminal: bars of the load and of the audio; stdout is a pipe: plain text."""
-    terminal, its_end = pty.openpty()
-    with subprocess.Popen(
-        [*COMMAND, "--model", str(model), "--temperature", "0", "-", str(short)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=its_end,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "200"},
-    ) as process:
-        os.close(its_end)
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(short.read_bytes())
-        process.stdin.close()
-        seen = b"".join(iter(partial(_read_terminal, terminal), b""))
-        text = process.stdout.read()
-    os.close(terminal)
-    assert process.returncode == 0
-    assert b"\x1b" not in text
-    assert text[: len(text) // 2] * 2 == text
-    shown = seen.decode()
-    assert "\x1b[" in shown
-    assert re.search(rf"{short.name}\b.*100%", shown)
-    assert re.search(r"read\b.*%", shown)
-    assert "ready in" in shown
-
-
-def _read_terminal(terminal: int) -> bytes:
-    try:
-        return os.read(terminal, 1 << 16)
-    except OSError as error:
-        if error.errno != errno.EIO:  # Linux's end of a terminal whose other end is closed
-            raise
-        return b""
 
 
 def test_a_reader_who_leaves_is_no_traceback(model: Path, long: Path) -> None:

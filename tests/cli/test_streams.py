@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import pty
+import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -76,3 +80,82 @@ def test_a_program_without_streams_may_call_main(
     text = Path("short.txt").read_text(encoding="utf-8")
     assert (text in out, "ready in" in err) == (name == "stderr", name == "stdout")
     assert "ready in" not in out
+
+
+# A terminal
+
+
+def run_terminal(
+    *arguments: object, stdin: bytes = b"", stdout: int | None = None
+) -> tuple[int, str, str]:
+    """Run `fastwhisper` with a terminal; return status, what the terminal shows, and stdout.
+
+    Stdout is on the terminal too, unless it is `subprocess.PIPE`.
+    """
+    terminal, its_end = pty.openpty()
+    with subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=its_end if stdout is None else stdout,
+        stderr=its_end,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "200"},
+    ) as process:
+        os.close(its_end)
+        assert process.stdin is not None
+        process.stdin.write(stdin)
+        process.stdin.close()
+        shown = b"".join(iter(partial(_read_terminal, terminal), b"")).decode()
+        text = "" if process.stdout is None else process.stdout.read().decode()
+    os.close(terminal)
+    return process.returncode, shown, text
+
+
+def _read_terminal(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 1 << 16)
+    except OSError as error:
+        if error.errno != errno.EIO:  # Linux's end of a terminal whose other end is closed
+            raise
+        return b""
+
+
+def test_bars_on_a_terminal_and_text_in_a_pipe(model: Path, short: Path) -> None:
+    """Stderr is a terminal: bars of the load and of the audio; stdout is a pipe: plain text."""
+    status, shown, text = run_terminal(
+        *QUICK, model, "-", short, stdin=short.read_bytes(), stdout=subprocess.PIPE
+    )
+    assert status == 0
+    assert "\x1b" not in text
+    assert text[: len(text) // 2] * 2 == text
+    assert "\x1b[" in shown
+    assert re.search(rf"{short.name}\b.*100%", shown)
+    assert re.search(r"read\b.*%", shown)
+    assert "ready in" in shown
+
+
+@pytest.mark.parametrize(
+    "name", ["talks [/x].wav", "[id] [bold]a[/bold].wav", "[/].wav", ":smile: {task.total} %s.wav"]
+)
+def test_a_name_is_no_markup_on_a_terminal(model: Path, short: Path, name: str) -> None:
+    """Brackets, colons and braces of a path are shown as they are, in bars and in notes."""
+    Path(name).parent.mkdir(exist_ok=True)
+    Path(name).symlink_to(short)
+    status, shown, _ = run_terminal(*QUICK, model, name, f"no {name}")
+    assert status == 1
+    assert re.search(rf"\r?{re.escape(name)}[^\n]*100%", shown)
+    assert f"'no {name}': no such file" in shown
+
+
+def test_a_name_gives_no_command_to_a_terminal(model: Path, short: Path) -> None:
+    """Control characters of a path are shown escaped."""
+    name = "a\x1b[2J\x9b2J\n\r.wav"
+    Path(name).symlink_to(short)
+    status, shown, _ = run_terminal(*QUICK, model, name, "-f", "txt", "-o", "made")
+    assert status == 0
+    assert r"a\x1b[2J\x9b2J\n\r.wav" in shown
+    assert "\x1b[2J" not in shown
+    folder = Path("b\x1b[2J")
+    folder.symlink_to(model)
+    _, shown, _ = run_terminal(*QUICK, folder, short)
+    assert r"b\x1b[2J at float16" in shown
+    assert "\x1b[2J" not in shown
