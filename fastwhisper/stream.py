@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections import deque
 from functools import partial
@@ -14,7 +15,7 @@ from fastwhisper.engine.threads import Lane
 from fastwhisper.values import TranscribeProgress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterator
 
     from fastwhisper.loading.load import LoadTask
     from fastwhisper.transcribing.batches import Batches
@@ -181,7 +182,14 @@ def _open_detection(task: LoadTask, audio: AudioSource) -> Callable[[], dict[str
 
 
 def detach(audio: AudioSource) -> AudioSource:
-    """Return samples that may cross threads: an MLX array, which may be lazy, is evaluated."""
+    """Return an audio that may cross threads.
+
+    An MLX array, which may be lazy, is evaluated. Of an asynchronous file, the file in it is taken.
+    """
+    if inspect.iscoroutinefunction(getattr(audio, "read", None)):
+        # Where FastAPI's UploadFile, anyio's AsyncFile and aiofiles' handles keep it.
+        inner: Iterator[Any] = (getattr(audio, name, None) for name in ("file", "wrapped", "_file"))
+        return next((file for file in inner if hasattr(file, "read")), audio)
     mlx = sys.modules.get("mlx.core")
     if mlx is None or not isinstance(audio, mlx.array):
         return audio

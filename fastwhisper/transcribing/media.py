@@ -6,8 +6,10 @@ file object that we opened: a path is never taken for a URL, and a playlist can'
 
 from __future__ import annotations
 
+import inspect
 import io
 import os
+import re
 import select
 import stat
 import tempfile
@@ -35,6 +37,14 @@ __all__ = ["decode_media"]
 _BLOCK_BYTES: Final = 1 << 20
 _SPOOL_IN_MEMORY_BYTES: Final = 32 << 20
 _POLL_MS: Final = 100
+
+_IS_TEXT: Final = "the file is opened as text; open it in binary mode"
+
+_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|data:")
+"""Begin of a URL, also of one that went through `Path`, which leaves one slash."""
+
+_LONGEST_NAME: Final = 4096
+"""Characters of a name in messages: what is longer is no path, but may be a URL with data."""
 
 
 def decode_media(source: MediaSource, *, check: Callable[[], None]) -> Iterator[IntSamples]:
@@ -66,7 +76,8 @@ def decode_media(source: MediaSource, *, check: Callable[[], None]) -> Iterator[
         is_empty = True
         resampler = _Resampler(name)
         # None, the end of the stream, lets the resampler give what it still holds.
-        frames = replace_opposite_phase(_decode_frames(container, stream, check=check), name)
+        frames = _decode_frames(container, stream, name, check=check)
+        frames = replace_opposite_phase(frames, name)
         for frame in chain(frames, [None]):
             for samples in resampler.convert(frame):
                 is_empty = False
@@ -79,20 +90,26 @@ def _name(source: MediaSource) -> str:
     """Return the name of a source for messages: its path, or the name of the file object."""
     if isinstance(source, (str, os.PathLike)):
         return repr(os.fspath(source))
-    return str(getattr(source, "name", "file object"))
+    name = getattr(source, "name", None)  # None or a descriptor, if the file has no name
+    return name if isinstance(name, str) else "file object"
 
 
 @contextmanager
 def _open_source(source: MediaSource, *, check: Callable[[], None]) -> Iterator[BinaryIO]:
     """Open a source as a seekable binary file that is not empty, at its first byte."""
     if isinstance(source, (str, os.PathLike)):
-        with _open_regular(os.fspath(source)) as file:
+        with _open_regular(os.fsdecode(source)) as file:
             yield file
         return
     if isinstance(source, io.TextIOBase):
-        raise AudioError(_name(source), "the file is opened as text; open it in binary mode")
+        raise AudioError(_name(source), _IS_TEXT)
+    if inspect.iscoroutinefunction(source.read):
+        raise AudioError(
+            _name(source), "its read() is asynchronous; give io.BytesIO(await file.read())"
+        )
     with _translate_errors(source):
-        is_seekable = source.seekable() and source.tell() == 0
+        # An object may have no more than `read`.
+        is_seekable = hasattr(source, "seekable") and source.seekable() and source.tell() == 0
     if is_seekable:
         with _translate_errors(source):
             size_bytes = source.seek(0, os.SEEK_END)
@@ -111,22 +128,13 @@ def _open_source(source: MediaSource, *, check: Callable[[], None]) -> Iterator[
 
 def _open_regular(path: str) -> BinaryIO:
     """Open a regular file that is not empty, for reading."""
-
-    def open_without_waiting(name: str, flags: int) -> int:
-        # Without O_NONBLOCK, opening a FIFO waits until another process writes to it.
-        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
-
     name = _name(path)
     try:
-        file = open(path, "rb", opener=open_without_waiting)  # noqa: SIM115  Path.open takes no opener; the caller closes it
-    except FileNotFoundError as error:
-        raise AudioError(name, "no such file; check the path") from error
-    except IsADirectoryError as error:
-        raise AudioError(name, "this is a directory; give an audio file") from error
-    except PermissionError as error:
-        raise AudioError(name, "no permission to read this file") from error
+        if path.startswith("~") and not os.path.lexists(path):
+            path = os.path.expanduser(path)  # noqa: PTH111  Path raises if there is no home
+        file = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115  Path.open takes no opener; the caller closes it
     except (OSError, ValueError) as error:  # ValueError: NUL, or no encoding for the name
-        raise AudioError(name, f"the file can't be opened ({error})") from error
+        raise AudioError(name[:_LONGEST_NAME], _explain(error, path)) from error
     # Checked on the open file, because the path may name another file by now.
     status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode):
@@ -138,6 +146,24 @@ def _open_regular(path: str) -> BinaryIO:
     return file
 
 
+def _open_without_waiting(name: str, flags: int) -> int:
+    # Without O_NONBLOCK, opening a FIFO waits until another process writes to it.
+    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _explain(error: OSError | ValueError, path: str) -> str:
+    """Return why a file can't be opened, and what to do."""
+    if isinstance(error, IsADirectoryError):
+        return "this is a directory; give an audio file"
+    if isinstance(error, PermissionError):
+        return "no permission to read this file"
+    if _URL.match(path):
+        return "URLs are not opened; download the file and give its path"
+    if isinstance(error, FileNotFoundError):
+        return "no such file; check the path"
+    return f"the file can't be opened ({error})"
+
+
 def _check_size(source: BinaryIO, size_bytes: int) -> None:
     """Raise AudioError for a file object without a byte."""
     if size_bytes == 0:
@@ -146,32 +172,38 @@ def _check_size(source: BinaryIO, size_bytes: int) -> None:
 
 def _read_block(source: BinaryIO, *, check: Callable[[], None]) -> bytes:
     """Read up to 1 MiB from a file object; return no bytes at its end."""
-    with _translate_errors(source):
-        descriptor = _descriptor(source)
-        if descriptor is None or not isinstance(source, io.BufferedReader):
-            return source.read(_BLOCK_BYTES)
+    descriptor = _descriptor(source)
+    read = source.read
+    if descriptor is not None and isinstance(source, io.BufferedReader):
         # A pipe may stay silent without end, and its reader must still be able to cancel.
         pipe = select.poll()
         pipe.register(descriptor, select.POLLIN)
         while not pipe.poll(_POLL_MS):
             check()
-        return source.read1(_BLOCK_BYTES)
+        read = source.read1
+    with _translate_errors(source):
+        block: object = read(_BLOCK_BYTES)
+    if isinstance(block, str):
+        raise AudioError(_name(source), _IS_TEXT)
+    if not isinstance(block, (bytes, bytearray, memoryview)):
+        raise AudioError(_name(source), f"its read() returns {type(block).__name__}, not bytes")
+    return bytes(block)
 
 
 def _descriptor(source: BinaryIO) -> int | None:
     """Return the file descriptor of a file object, or None if it has none."""
     try:
         return source.fileno()
-    except (AttributeError, OSError):
+    except (AttributeError, OSError, ValueError):  # ValueError: closed, as reading it says
         return None
 
 
 @contextmanager
 def _translate_errors(source: BinaryIO) -> Iterator[None]:
-    """Raise AudioError for what a file object raises."""
+    """Raise AudioError for what a file object raises: any error, as it may be of any library."""
     try:
         yield
-    except (OSError, ValueError) as error:  # ValueError: closed
+    except Exception as error:
         raise AudioError(_name(source), f"the file can't be read ({error})") from error
 
 
@@ -186,8 +218,10 @@ def _open_container(file: BinaryIO, name: str) -> InputContainer:
             buffer_size=_BLOCK_BYTES,
             container_options={"protocol_whitelist": "none"},
         )
-    except (av.FFmpegError, OSError) as error:
+    except av.FFmpegError as error:
         raise AudioError(name, f"not a media file that FFmpeg can read ({error})") from error
+    except Exception as error:  # of the file object's read
+        raise AudioError(name, f"the file can't be read ({error})") from error
 
 
 def _choose_stream(container: InputContainer) -> av.AudioStream | None:
@@ -204,9 +238,9 @@ def _choose_stream(container: InputContainer) -> av.AudioStream | None:
 
 
 def _decode_frames(
-    container: InputContainer, stream: av.AudioStream, *, check: Callable[[], None]
+    container: InputContainer, stream: av.AudioStream, name: str, *, check: Callable[[], None]
 ) -> Iterator[av.AudioFrame]:
-    """Decode the frames of a stream."""
+    """Decode the frames of a stream. `name` is the name of the file in messages."""
     packets = container.demux(stream)
     while True:
         check()
@@ -216,6 +250,8 @@ def _decode_frames(
             return
         except av.FFmpegError:
             break  # the rest can't be split into packets: take what the decoder still holds
+        except Exception as error:  # of the file object's read
+            raise AudioError(name, f"the file can't be read ({error})") from error
         try:
             yield from stream.decode(packet)
         except av.FFmpegError:

@@ -6,10 +6,14 @@ import errno
 import io
 import os
 import sys
+import tempfile
 import threading
 import wave
+import zlib
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import av
 import mlx
 import mlx.core as mx
@@ -19,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastwhisper.errors import AudioError
+from fastwhisper.stream import detach
 from fastwhisper.transcribing.mel import compute_mel
 from fastwhisper.transcribing.samples import load_audio
 from fastwhisper.whisper.filters import SAMPLE_RATE
@@ -275,6 +280,95 @@ def _write_and_close(descriptor: int, data: bytes) -> None:
         file.write(data)
 
 
+class OnlyRead:
+    """An object with `read` and nothing else."""
+
+    def __init__(self, read: Any) -> None:
+        self.read = read
+
+
+def test_an_object_with_only_read_is_read() -> None:
+    """It needs neither `seekable` nor `tell` nor a name."""
+    assert len(load_audio(OnlyRead(io.BytesIO(wav_bytes(tone(1))).read))) == SAMPLE_RATE  # type: ignore[arg-type]  # no file to the type checker
+
+
+class AsyncHandle:
+    """A file whose `read` is asynchronous, around a file in an attribute."""
+
+    def __init__(self, attribute: str | None, file: object) -> None:
+        if attribute is not None:
+            setattr(self, attribute, file)
+
+    async def read(self, _: int = -1) -> bytes:
+        """Refuse: a thread of the engine can't wait for it."""
+        raise AssertionError
+
+
+@pytest.mark.parametrize("attribute", ["file", "wrapped", "_file"])
+def test_an_asynchronous_file_is_read_through_the_file_in_it(attribute: str) -> None:
+    """FastAPI's UploadFile, anyio's AsyncFile and aiofiles' handles hold a binary file."""
+    file = tempfile.SpooledTemporaryFile()  # noqa: SIM115  closed below
+    file.write(wav_bytes(tone(1)))
+    file.seek(0)
+    handle: Any = AsyncHandle(attribute, file)
+    with file:
+        assert len(load_audio(detach(handle))) == SAMPLE_RATE
+
+
+@pytest.mark.anyio
+async def test_files_of_anyio_are_read(tmp_path: Path) -> None:
+    """What `anyio.open_file` returns is taken as its file."""
+    path = anyio.Path(tmp_path / "a.wav")
+    await path.write_bytes(wav_bytes(tone(1)))
+    async with await path.open("rb") as file:
+        assert len(load_audio(detach(file))) == SAMPLE_RATE  # type: ignore[arg-type]  # no file to the type checker
+
+
+def raises(error: BaseException) -> Any:
+    """Return a function that raises an error."""
+
+    def read(_: int = -1) -> bytes:
+        raise error
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (AsyncHandle(None, None), "asynchronous"),
+        (AsyncHandle("file", None), "asynchronous"),
+        (OnlyRead(lambda _: "text"), "text; open it in binary mode"),
+        (OnlyRead(lambda _: None), "NoneType"),
+        (OnlyRead(lambda: b""), "argument"),
+        (OnlyRead(lambda _: b""), "empty"),
+        (OnlyRead(b"no function"), "not callable"),
+        (OnlyRead(raises(zlib.error("invalid block type"))), "invalid block type"),
+        (OnlyRead(raises(EOFError("ended early"))), "ended early"),
+    ],
+)
+def test_an_object_that_gives_no_bytes_is_refused(source: object, said: str) -> None:
+    """One line says what its `read` does instead."""
+    assert said in detail_of(source)
+
+
+@pytest.mark.parametrize("error", [OSError("network is gone"), zlib.error("invalid block type")])
+def test_a_read_error_midway_names_the_file(error: Exception) -> None:
+    """What a file object raises halfway is an `AudioError` with its name and the reason."""
+
+    class Failing(io.BytesIO):
+        name = "talk.wav"
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            if self.tell() > 3_000_000:
+                raise error
+            return super().read(size)
+
+    with pytest.raises(AudioError, match=rf"talk\.wav.*{error}") as caught:
+        load_audio(Failing(wav_bytes(tone(200))))
+    assert caught.value.__cause__ is error
+
+
 def test_an_empty_file_object_is_refused() -> None:
     """Nothing on stdin is said to be nothing."""
     assert detail_of(io.BytesIO()) == "the file is empty"
@@ -300,6 +394,41 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "none.wav"
     with pytest.raises(AudioError, match=r"none\.wav.*no such file"):
         load_audio(path)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://example.org/talk.mp3",
+        "HTTP://example.org/talk.mp3",
+        "s3://bucket/talk.mp3",
+        "file:///talk.mp3",
+        "rtsp://example.org/live",
+        "data:audio/wav;base64," + "A" * 5000,
+    ],
+)
+def test_a_url_is_named_as_not_opened(url: str) -> None:
+    """Neither a URL nor the `Path` that somebody made of it is called a missing file."""
+    for source in (url, PurePath(url)):
+        detail = detail_of(source)
+        assert "URL" in detail
+        assert "download" in detail
+
+
+def test_the_home_directory_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`~` is the home directory, in a string and in a path; a file of that name comes first."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "a.wav").write_bytes(wav_bytes(tone(1)))
+    for source in ("~/a.wav", PurePath("~/a.wav")):
+        assert len(load_audio(source)) == SAMPLE_RATE
+    assert "no such file" in detail_of("~/b.wav")
+    assert "no such file" in detail_of("~nobody-has-this-name/b.wav")
+    assert detail_of("~\0")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "~").mkdir()
+    (tmp_path / "~" / "a.wav").write_bytes(wav_bytes(tone(2)))
+    assert len(load_audio("~/a.wav")) == 2 * SAMPLE_RATE
 
 
 def test_a_directory_is_refused(tmp_path: Path) -> None:
