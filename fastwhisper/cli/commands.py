@@ -17,7 +17,14 @@ import anyio
 from fastwhisper.checkpoint.inspection import inspect_checkpoint
 from fastwhisper.checkpoint.word_loss import word_error_cost
 from fastwhisper.cli import outputs
-from fastwhisper.cli.streams import open_bars, print_note, report_audio, report_load
+from fastwhisper.cli.streams import (
+    TextPrinter,
+    open_bars,
+    print_note,
+    print_text,
+    report_audio,
+    report_load,
+)
 from fastwhisper.cli.writers import LAYOUT_OPTIONS
 from fastwhisper.engine import INTERRUPTED
 from fastwhisper.errors import AudioError, HubUnavailableError
@@ -65,6 +72,7 @@ def find_wrong_option(options: argparse.Namespace) -> str | None:
 
 def transcribe(options: argparse.Namespace) -> int:
     """Write down what is said in audio files: `fastwhisper transcribe`."""
+    outputs.check_files(options)
     return anyio.run(_transcribe, options)
 
 
@@ -99,6 +107,7 @@ async def _transcribe_files(options: argparse.Namespace) -> int:
     """Open the model once and transcribe file after file; a bad file does not stop the rest."""
     begin_s = time.perf_counter()
     durations_s: list[float] = []
+    printer = TextPrinter(may_fail=outputs.are_wanted(options))
     with open_bars() as bars:
         async with open_session(
             options.model,
@@ -120,13 +129,21 @@ async def _transcribe_files(options: argparse.Namespace) -> int:
                 print_note(result.fallback_reason)
             for audio in options.audio:
                 try:
-                    durations_s.append(await _transcribe_file(session, audio, options, bars))
-                except AudioError as error:
+                    durations_s.append(
+                        await _transcribe_file(session, audio, options, bars, printer)
+                    )
+                except AudioError as error:  # its message names the file
                     print_note(str(error))
+                except OSError as error:
+                    if error is printer.failure:
+                        raise
+                    print_note(f"{audio!r}: {error.strerror or error}")
             elapsed_s = time.perf_counter() - ready_s
             failed = len(options.audio) - len(durations_s)
+            if printer.failure is not None and not isinstance(printer.failure, BrokenPipeError):
+                print_note(str(printer.failure))
             print_note(_summarize(durations_s, failed=failed, elapsed_s=elapsed_s))
-    return 1 if failed else 0
+    return 1 if failed or printer.failure is not None else 0
 
 
 def _summarize(durations_s: list[float], *, failed: int, elapsed_s: float) -> str:
@@ -140,19 +157,23 @@ def _summarize(durations_s: list[float], *, failed: int, elapsed_s: float) -> st
 
 
 async def _transcribe_file(
-    session: Session, audio: str, options: argparse.Namespace, bars: Bars | None
+    session: Session,
+    audio: str,
+    options: argparse.Namespace,
+    bars: Bars | None,
+    printer: TextPrinter,
 ) -> float:
     """Transcribe one file, print its text, write its files; return its duration in seconds."""
-    if audio == "-" and sys.stdin is None:
-        raise AudioError("-", "stdin is closed: pipe a recording into it, or name a file")
-    source = sys.stdin.buffer if audio == "-" else audio
+    if audio == outputs.STDIN and sys.stdin is None:
+        raise AudioError(audio, "stdin is closed: pipe a recording into it, or name a file")
+    source = sys.stdin.buffer if audio == outputs.STDIN else audio
     stream = session.stream(
         source, on_progress=report_audio(bars, audio), **_decode_options(options)
     )
     try:
         async for segment in stream:
             if options.verbose:
-                print(segment.text.strip(), flush=True)
+                printer.print(segment.text.strip())
     finally:
         # Also when interrupted: what has been decoded is written, and the file is whole.
         if stream.so_far is not None:
@@ -213,16 +234,16 @@ def cache(options: argparse.Namespace) -> int:
     """List or remove the converted checkpoints: `fastwhisper cache`."""
     directory = converted.find_root()
     if directory is None:
-        print(f"The cache is off ({converted.VARIABLE}).")
+        print_text(f"The cache is off ({converted.VARIABLE}).")
     elif options.clear:
-        print(f"{converted.clear() / _MIB:.0f} MiB freed in {directory}")
+        print_text(f"{converted.clear() / _MIB:.0f} MiB freed in {directory}")
     else:
         entries = converted.entries()
         for entry in entries:
             used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used_s))
-            print(f"{entry.size_bytes / _MIB:8.0f} MiB  {used}  {entry.source}")
+            print_text(f"{entry.size_bytes / _MIB:8.0f} MiB  {used}  {entry.source}")
         total = sum(entry.size_bytes for entry in entries)
-        print(f"{total / _MIB:8.0f} MiB in {directory}")
+        print_text(f"{total / _MIB:8.0f} MiB in {directory}")
     return 0
 
 
@@ -254,15 +275,15 @@ def _print_description(location: Location, *, as_json: bool) -> int:
         "dimensions": asdict(original.dimensions),
     }
     if as_json:
-        print(json.dumps(facts, indent=2))
+        print_text(json.dumps(facts, indent=2))
         return 0
     for name, value in facts.items():
         if isinstance(value, dict):
-            print(f"{name}:")
+            print_text(f"{name}:")
             for key, number in value.items():
-                print(f"  {key}: {number}")
+                print_text(f"  {key}: {number}")
         elif value is not None:
-            print(f"{name}: {value}")
+            print_text(f"{name}: {value}")
     return 0
 
 

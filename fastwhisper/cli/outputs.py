@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import unicodedata
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 
@@ -13,11 +14,12 @@ from fastwhisper.cli.writers import FORMATS, LAYOUT_OPTIONS, write
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
     from fastwhisper.cli.writers import Format
     from fastwhisper.values import Transcription
 
-__all__ = ["STDIN", "find_conflict", "write_files"]
+__all__ = ["STDIN", "are_wanted", "check_files", "find_conflict", "write_files"]
 
 STDIN: Final = "-"
 """The AUDIO that stands for stdin."""
@@ -58,9 +60,14 @@ def _identify(path: str | Path) -> str:
     return resolved
 
 
+def are_wanted(options: argparse.Namespace) -> bool:
+    """Return whether text files are written, and not only stdout."""
+    return bool(options.output_format or options.output_dir or options.output_name)
+
+
 def _list_paths(audio: str, options: argparse.Namespace) -> dict[Format, Path]:
     """Return the path of each file that one AUDIO becomes; none if no file was asked for."""
-    if not (options.output_format or options.output_dir or options.output_name):
+    if not are_wanted(options):
         return {}
     directory = Path(options.output_dir or ".")
     chosen = options.output_format or "txt"
@@ -82,10 +89,52 @@ def _cut_suffix(name: str) -> str:
     return stem if stem and _SUFFIX.fullmatch(suffix) else name
 
 
+def check_files(options: argparse.Namespace) -> None:
+    """Make the folders of the text files, and check that each file can be written.
+
+    Raises:
+        OSError: One can't be written. The message names it.
+    """
+    for audio in options.audio:
+        for path in _list_paths(audio, options).values():
+            with _naming(path):
+                _check_file(path)
+
+
+def _check_file(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file() or path.is_dir():
+        os.close(os.open(path, os.O_WRONLY))
+    elif not os.path.lexists(path):
+        # Only the file system knows which names it takes.
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        path.unlink()
+
+
 def write_files(result: Transcription, audio: str, options: argparse.Namespace) -> None:
-    """Write a transcription in the chosen formats, if any was chosen."""
+    """Write a transcription in the chosen formats, if any was chosen.
+
+    Raises:
+        OSError: A file can't be written. The others are written.
+    """
     layout = {option: getattr(options, option) for option in LAYOUT_OPTIONS}
+    failure: OSError | None = None
     for kind, path in _list_paths(audio, options).items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", encoding="utf-8") as file:
-            write(result, kind, file, **layout)
+        try:
+            with _naming(path), path.open("w", encoding="utf-8") as file:
+                write(result, kind, file, **layout)
+        except OSError as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Raise an error that names the file, also where Python's names none or a folder of it."""
+    try:
+        yield
+    except FileExistsError as error:
+        raise OSError(f"can't write {str(path)!r}: {error.filename!r} is no directory") from error
+    except OSError as error:
+        raise OSError(f"can't write {str(path)!r}: {error.strerror or error}") from error

@@ -20,7 +20,15 @@ if TYPE_CHECKING:
 
     from fastwhisper.values import Progress, TranscribeProgress
 
-__all__ = ["open_bars", "print_note", "report_audio", "report_load", "standard_streams"]
+__all__ = [
+    "TextPrinter",
+    "open_bars",
+    "print_note",
+    "print_text",
+    "report_audio",
+    "report_load",
+    "standard_streams",
+]
 
 
 @contextmanager
@@ -60,6 +68,51 @@ def _flush() -> None:
     except (OSError, ValueError):
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def print_text(text: str) -> None:
+    """Print a line on stdout. What its encoding does not have is replaced.
+
+    Raises:
+        BrokenPipeError: The reader has left.
+        OSError: Stdout can't be written.
+    """
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    errors = getattr(sys.stdout, "errors", None) or "strict"
+    errors = "replace" if errors == "strict" else errors
+    try:
+        print(text.encode(encoding, errors).decode(encoding, errors), flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(f"can't write to stdout: {error.strerror or error}") from error
+
+
+class TextPrinter:
+    """Printing of text on stdout, which may stop: text files go on without it.
+
+    Attributes:
+        failure: Why nothing more is printed, or None.
+    """
+
+    def __init__(self, *, may_fail: bool) -> None:
+        self._may_fail = may_fail
+        self.failure: OSError | None = None
+
+    def print(self, text: str) -> None:
+        """Print a line.
+
+        Raises:
+            OSError: Stdout can't be written, and nothing else is.
+        """
+        if self.failure is not None:
+            return
+        try:
+            print_text(text)
+        except OSError as error:
+            self.failure = error
+            if not self._may_fail:
+                raise
 
 
 def print_note(line: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -210,15 +211,6 @@ def test_summary_of_files_that_all_fail(model: Path, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err.splitlines()[-1] == "fastwhisper: 2 files failed"
 
 
-def test_files_that_cannot_be_written_are_an_error(
-    model: Path, short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A folder that is a file is named, without a traceback."""
-    (tmp_path / "file").touch()
-    assert transcribe_with(model, "-o", tmp_path / "file", short) == 1
-    assert str(tmp_path / "file") in capsys.readouterr().err.splitlines()[-1]
-
-
 def test_silence_is_skipped(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -266,6 +258,28 @@ def test_text_appears_while_it_is_decoded(
     assert shown[0] == 0
     assert all(shown[1:])
     assert len(shown) == 3
+
+
+def test_a_read_error_halfway_is_one_line(
+    model: Path,
+    long: Path,
+    short: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The line names the file, what was heard of it is kept, and the next file is transcribed."""
+    errors = [OSError(errno.EIO, "Input/output error")]
+
+    def fail(window: int) -> None:
+        if window == 1 and errors:
+            raise errors.pop()
+
+    at_each_window(monkeypatch, fail)
+    assert transcribe_with(model, "-f", "txt", long, short) == 1
+    err = capsys.readouterr().err.splitlines()
+    assert err[1] == f"fastwhisper: {str(long)!r}: Input/output error"
+    assert "2 files: 1 transcribed, 1 failed" in err[2]
+    assert all(Path(name).read_text(encoding="utf-8") for name in ("long.txt", "short.txt"))
 
 
 def test_an_interrupt_keeps_what_was_heard(

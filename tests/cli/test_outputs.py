@@ -120,3 +120,51 @@ def test_only_a_suffix_is_cut_from_a_recordings_name(
     """Recordings without a suffix keep what stands behind a dot of their name."""
     Path(name).symlink_to(short)
     assert list_files(model, "-f", "txt", name) == [f"{stem}.txt"]
+
+
+# What can't be written
+
+
+def test_files_that_cannot_be_written_are_found_before_the_load(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A folder that is a file, a file that is a folder, a name that is too long: one line."""
+    Path("file").touch()
+    Path("x.txt").mkdir()
+    for flags, message in (
+        (["-o", "file"], "can't write 'file/x.txt': 'file' is no directory"),
+        (["-o", "file/deep"], "can't write 'file/deep/x.txt': Not a directory"),
+        (["-f", "txt"], "can't write 'x.txt': Is a directory"),
+        (["--output-name", "n" * 300], f"can't write '{'n' * 300}.txt': File name too long"),
+        (["-o", "/proc/new"], "can't write '/proc/new/x.txt': No such file or directory"),
+    ):
+        assert run("transcribe", "--model", "no/model", *flags, "x.wav") == 1
+        assert capsys.readouterr().err == f"fastwhisper: {message}\n"
+
+
+def test_a_check_leaves_no_file_and_changes_none(capsys: pytest.CaptureFixture[str]) -> None:
+    """A text of an earlier run is kept until there is a new one; a link that leads nowhere too."""
+    Path("a.txt").write_text("earlier")
+    Path("b.txt").symlink_to("nowhere")
+    assert run("transcribe", "--model", "./none", "-f", "txt", "a.wav", "b.wav", "c.wav") == 1
+    assert "'./none'" in capsys.readouterr().err
+    assert sorted(path.name for path in Path().iterdir()) == ["a.txt", "b.txt"]
+    assert Path("a.txt").read_text() == "earlier"
+
+
+def test_a_file_that_cannot_be_written_stops_nothing(
+    model: Path, short: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The line names recording and file; other formats and other recordings are written."""
+    Path("full.srt").symlink_to("/dev/full")
+    names = ["full.wav", "fine.wav"]
+    for name in names:
+        Path(name).symlink_to(short)
+    flags = ("--temperature", "0", "--model", model, "-f", "all")
+    assert run("transcribe", *flags, *names) == 1
+    err = capsys.readouterr().err.splitlines()
+    line = "fastwhisper: 'full.wav': can't write 'full.srt': No space left on device"
+    assert err[1] == line
+    assert "2 files: 1 transcribed, 1 failed" in err[2]
+    made = [f"{stem}.{kind}" for stem in ("full", "fine") for kind in FORMATS]
+    assert all(Path(name).read_text() for name in made if name != "full.srt")

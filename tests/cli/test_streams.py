@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import pty
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from fastwhisper.whisper.tokenizer import Tokenizer
 from tests.helpers.command import run_command as run
 
 COMMAND = [sys.executable, "-m", "fastwhisper"]
@@ -159,3 +161,64 @@ def test_a_name_gives_no_command_to_a_terminal(model: Path, short: Path) -> None
     _, shown, _ = run_terminal(*QUICK, folder, short)
     assert r"b\x1b[2J at float16" in shown
     assert "\x1b[2J" not in shown
+
+
+# An encoding that lacks characters, a device that is full, a reader who leaves
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_what_stdout_cannot_show_is_replaced(
+    model: Path, short: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    """Each character that the encoding lacks is a `?`; the text file has them all, in UTF-8."""
+    real = Tokenizer.decode
+    monkeypatch.setattr(Tokenizer, "decode", lambda *given: f"\u00e9\u65e5 {real(*given)}")
+    raw = io.BytesIO()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
+        assert run(*QUICK, model, "-f", "txt", short) == 0
+        out = raw.getvalue()
+    text = Path("short.txt").read_text(encoding="utf-8")
+    assert "\u00e9\u65e5" in text
+    assert out == text.encode(encoding, "replace")
+
+
+def test_a_path_that_stdout_cannot_show_is_replaced(model: Path) -> None:
+    """So is a path in a description, also one of bytes that are no text."""
+    for name, encoding in (("caf\u00e9", "ascii"), ("caf\udce9", "utf-8")):
+        Path(name).symlink_to(model)
+        status, out, _ = run_shell("", "inspect", name, PYTHONIOENCODING=f"{encoding}:strict")
+        assert status == 0
+        assert "\npath: caf?\n" in out
+
+
+def test_a_full_stdout_is_one_line(model: Path, short: Path, long: Path) -> None:
+    """Without text files nothing is left to do; with them, they are written. Exit 1."""
+    status, _, err = run_shell(">/dev/full", *QUICK, model, long, short)
+    assert status == 1
+    lines = err.splitlines()
+    assert lines[1:] == ["fastwhisper: can't write to stdout: No space left on device"]
+    status, _, err = run_shell(">/dev/full", *QUICK, model, "-f", "txt", long, short)
+    assert status == 1
+    assert "can't write to stdout" in err.splitlines()[1]
+    assert "2 files transcribed" in err.splitlines()[2]
+    assert all(Path(name).read_text(encoding="utf-8") for name in ("long.txt", "short.txt"))
+    status, _, err = run_shell(">/dev/full", "inspect", model)
+    assert (status, err) == (1, "fastwhisper: can't write to stdout: No space left on device\n")
+
+
+def test_a_full_stderr_is_no_trouble(model: Path, short: Path) -> None:
+    """Notes are lost; the text is not."""
+    status, out, _ = run_shell("2>/dev/full", *QUICK, model, short)
+    assert status == 0
+    assert out
+
+
+def test_text_files_go_on_when_the_reader_leaves(model: Path, long: Path, short: Path) -> None:
+    """`fastwhisper transcribe -f txt ... | true` writes every file, and exits with 1."""
+    code = '"$@" 2>err; echo $? >status'
+    pipe = ["sh", "-c", f"{{ {code}; }} | true", "sh", *COMMAND, *QUICK]
+    subprocess.run([*pipe, model, "-f", "txt", long, short], check=True)
+    assert Path("status").read_text() == "1\n"
+    assert "2 files transcribed" in Path("err").read_text()
+    assert all(Path(name).read_text(encoding="utf-8") for name in ("long.txt", "short.txt"))
