@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import inspect
 import io
+import math
 import os
 import re
 import select
 import stat
 import tempfile
+import warnings
 from contextlib import contextmanager, suppress
 from itertools import chain
 from typing import TYPE_CHECKING, BinaryIO, Final, TypeAlias, cast
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, TypeAlias, cast
 import av
 
 from fastwhisper.errors import AudioError
+from fastwhisper.transcribing.links import split_links
 from fastwhisper.transcribing.phase import replace_opposite_phase
 from fastwhisper.whisper.filters import SAMPLE_RATE
 
@@ -43,6 +46,14 @@ _IS_TEXT: Final = "the file is opened as text; open it in binary mode"
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|data:")
 """Begin of a URL, also of one that went through `Path`, which leaves one slash."""
 
+_TAGS: Final = (b"ID3", b"TAG", b"APETAGEX")
+"""Begin of a packet that is no audio: the tag of an MP3 file that was appended to another one."""
+
+_PLACE_S: Final = 1.0
+"""What can't be decoded within so many seconds is one place."""
+
+_SHOWN_PLACES: Final = 3
+
 _LONGEST_NAME: Final = 4096
 """Characters of a name in messages: what is longer is no path, but may be a URL with data."""
 
@@ -50,8 +61,8 @@ _LONGEST_NAME: Final = 4096
 def decode_media(source: MediaSource, *, check: Callable[[], None]) -> Iterator[IntSamples]:
     """Decode the audio of a media file, block by block.
 
-    A damaged packet is left out, and the packets after it are decoded, as FFmpeg's command line
-    does.
+    What can't be decoded is left out, and what follows is decoded, as FFmpeg's command line does.
+    One warning at the end says where that was. A file may change its format at any place.
 
     Args:
         source: A path; or a binary file object, which is read from its current position and is
@@ -69,21 +80,22 @@ def decode_media(source: MediaSource, *, check: Callable[[], None]) -> Iterator[
         `ffmpeg -ac 1 -ar 16000 -acodec pcm_s16le`, as in mlx_whisper's `load_audio`.
     """
     name = _name(source)
-    with _open_source(source, check=check) as file, _open_container(file, name) as container:
-        stream = _choose_stream(container)
-        if stream is None:
-            raise AudioError(name, "no audio stream in this media file")
-        is_empty = True
-        resampler = _Resampler(name)
+    damage = _Damage(name)
+    resampler = _Resampler(damage)
+    is_empty = True
+    with _open_source(source, check=check) as file:
+        frames = chain.from_iterable(
+            _decode_link(link, damage, check=check) for link in split_links(file, name, check=check)
+        )
         # None, the end of the stream, lets the resampler give what it still holds.
-        frames = _decode_frames(container, stream, name, check=check)
-        frames = replace_opposite_phase(frames, name)
-        for frame in chain(frames, [None]):
+        for frame in chain(replace_opposite_phase(frames, name), [None]):
             for samples in resampler.convert(frame):
                 is_empty = False
                 yield samples
-        if is_empty:
-            raise AudioError(name, "no audio that can be decoded (zero samples)")
+    if is_empty:
+        reason = f": {damage.error}" if damage.error else ""
+        raise AudioError(name, f"no audio that can be decoded (zero samples){reason}")
+    damage.warn()
 
 
 def _name(source: MediaSource) -> str:
@@ -237,10 +249,67 @@ def _choose_stream(container: InputContainer) -> av.AudioStream | None:
     return max(container.streams.audio, key=rank, default=None)
 
 
-def _decode_frames(
-    container: InputContainer, stream: av.AudioStream, name: str, *, check: Callable[[], None]
+class _Damage:
+    """The places of an audio that can't be decoded.
+
+    Attributes:
+        name: Name of the audio in messages.
+        position_s: Seconds that are decoded.
+        error: What was wrong at the first place.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.position_s = 0.0
+        self.error: Exception | None = None
+        self._places_s: list[float] = []
+        self._end_s = -math.inf
+
+    def add(self, error: Exception) -> None:
+        """Remember that nothing can be decoded here."""
+        self.error = self.error or error
+        if self.position_s > self._end_s + _PLACE_S:
+            self._places_s.append(self.position_s)
+        self._end_s = self.position_s
+
+    def warn(self) -> None:
+        """Give one warning for all places."""
+        if not self._places_s:
+            return
+        places = ", ".join(f"{place_s:.1f} s" for place_s in self._places_s[:_SHOWN_PLACES])
+        if more := len(self._places_s[_SHOWN_PLACES:]):
+            places += f" and at {more} more {'place' if more == 1 else 'places'}"
+        warnings.warn(
+            f"{self.name}: audio that can't be decoded is left out at {places} ({self.error})",
+            stacklevel=2,
+        )
+
+
+def _decode_link(
+    file: BinaryIO, damage: _Damage, *, check: Callable[[], None]
 ) -> Iterator[av.AudioFrame]:
-    """Decode the frames of a stream. `name` is the name of the file in messages."""
+    """Decode the frames of a file, or of a link of a chained file, of which the first must open."""
+    try:
+        container = _open_container(file, damage.name)
+    except AudioError as error:
+        if damage.position_s == 0 or not isinstance(error.__cause__, av.FFmpegError):
+            raise
+        damage.add(error.__cause__)
+        return
+    with container:
+        stream = _choose_stream(container)
+        if stream is not None:
+            for frame in _decode_frames(container, stream, damage, check=check):
+                damage.position_s += frame.samples / frame.sample_rate
+                yield frame
+        elif damage.position_s == 0:
+            raise AudioError(damage.name, "no audio stream in this media file")
+
+
+def _decode_frames(
+    container: InputContainer, stream: av.AudioStream, damage: _Damage, *, check: Callable[[], None]
+) -> Iterator[av.AudioFrame]:
+    """Decode the frames of a stream."""
     packets = container.demux(stream)
     while True:
         check()
@@ -248,14 +317,16 @@ def _decode_frames(
             packet = next(packets)
         except StopIteration:
             return
-        except av.FFmpegError:
+        except av.FFmpegError as error:
+            damage.add(error)
             break  # the rest can't be split into packets: take what the decoder still holds
         except Exception as error:  # of the file object's read
-            raise AudioError(name, f"the file can't be read ({error})") from error
+            raise AudioError(damage.name, f"the file can't be read ({error})") from error
         try:
             yield from stream.decode(packet)
-        except av.FFmpegError:
-            continue
+        except av.FFmpegError as error:
+            if not bytes(packet).startswith(_TAGS):
+                damage.add(error)
     with suppress(av.FFmpegError):
         yield from stream.decode(None)
 
@@ -263,17 +334,13 @@ def _decode_frames(
 class _Resampler:
     """FFmpeg's resampler; set up again whenever the stream changes its format."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, damage: _Damage) -> None:
+        self._damage = damage
         self._format: tuple[str, str, int] | None = None
         self._resampler: av.AudioResampler | None = None
 
     def convert(self, frame: av.AudioFrame | None) -> Iterator[IntSamples]:
-        """Convert one frame; None at the end of the stream. Yields shape (samples,), int16.
-
-        Raises:
-            AudioError: FFmpeg can't convert this format.
-        """
+        """Convert one frame; None at the end of the stream. Yields shape (samples,), int16."""
         try:
             if frame is None:
                 yield from self._resample(None)
@@ -285,9 +352,7 @@ class _Resampler:
                 self._resampler = av.AudioResampler("s16", "mono", SAMPLE_RATE)
             yield from self._resample(frame)
         except (av.FFmpegError, ValueError) as error:
-            raise AudioError(
-                self._name, f"the audio can't be converted to 16 kHz mono ({error})"
-            ) from error
+            self._damage.add(error)
 
     def _resample(self, frame: av.AudioFrame | None) -> Iterator[IntSamples]:
         for output in self._resampler.resample(frame) if self._resampler else ():

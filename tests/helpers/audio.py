@@ -57,7 +57,9 @@ def encode(
     """
     target = file if isinstance(file, io.BytesIO) else str(file)
     with av.open(target, "w", format=container) as output:
-        stream = output.add_stream(codec, rate=rate, layout=layout)
+        # FFmpeg's own Vorbis encoder is marked as experimental.
+        options = {"strict": "experimental"}
+        stream = output.add_stream(codec, rate=rate, layout=layout, options=options)
         assert isinstance(stream, av.AudioStream)
         channels = stream.layout.nb_channels
         values = (samples * 32767).astype(np.int16)

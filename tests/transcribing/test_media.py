@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -24,8 +25,9 @@ from hypothesis import strategies as st
 
 from fastwhisper.errors import AudioError
 from fastwhisper.stream import detach
+from fastwhisper.transcribing import links
 from fastwhisper.transcribing.mel import compute_mel
-from fastwhisper.transcribing.samples import load_audio
+from fastwhisper.transcribing.samples import load_audio, never_cancel
 from fastwhisper.whisper.filters import SAMPLE_RATE
 from tests.helpers.audio import encode, tone, wav_bytes
 
@@ -127,18 +129,87 @@ def add_frames(output: av.container.OutputContainer, stream: av.VideoStream) -> 
     output.mux(stream.encode(None))
 
 
-def test_a_format_that_changes_midway_is_decoded_on(tmp_path: Path) -> None:
-    """Two MP3 recordings of different rate in one file are both heard."""
-    path = tmp_path / "two.mp3"
-    parts = []
-    for rate, hertz in ((22_050, 440), (44_100, 880)):
-        buffer = io.BytesIO()
-        encode(buffer, tone(1, rate=rate, hertz=hertz), codec="mp3", container="mp3", rate=rate)
-        parts.append(buffer.getvalue())
-    path.write_bytes(b"".join(parts))
-    samples = load_audio(path)
-    assert hertz_of(samples[: SAMPLE_RATE // 2]) == pytest.approx(440, abs=4)
-    assert hertz_of(samples[-SAMPLE_RATE // 2 :]) == pytest.approx(880, abs=4)
+@pytest.mark.parametrize(
+    ("codec", "container", "forms"),
+    [
+        ("mp3", "mp3", [(22_050, "mono"), (44_100, "mono")]),
+        ("mp3", "mp3", [(44_100, "stereo"), (44_100, "mono")]),
+        ("mp2", "mp2", [(32_000, "mono"), (44_100, "stereo")]),
+        ("ac3", "ac3", [(32_000, "mono"), (48_000, "5.1")]),
+        ("aac", "adts", [(22_050, "mono"), (44_100, "stereo")]),
+        ("aac", "mpegts", [(22_050, "mono"), (44_100, "mono")]),
+        ("libopus", "matroska", [(48_000, "mono"), (48_000, "mono")]),
+        ("libopus", "ogg", [(48_000, "mono"), (16_000, "mono")]),
+        ("libopus", "ogg", [(48_000, "mono"), (48_000, "stereo"), (16_000, "mono")]),
+        ("vorbis", "ogg", [(44_100, "stereo"), (22_050, "stereo")]),
+        ("vorbis", "ogg", [(44_100, "stereo"), (44_100, "stereo"), (8_000, "stereo")]),
+        ("flac", "flac", [(44_100, "mono"), (16_000, "stereo")]),
+        ("flac", "flac", [(44_100, "mono"), (44_100, "mono")]),
+    ],
+)
+def test_a_format_that_changes_midway_is_decoded_on(
+    codec: str, container: str, forms: list[tuple[int, str]]
+) -> None:
+    """Recordings of any rate and channels in one file are all heard, one after the other."""
+    file = io.BytesIO()
+    for n, (rate, layout) in enumerate(forms):
+        sound = tone(2, rate=rate, hertz=440 * (n + 1))
+        form = {"codec": codec, "container": container, "rate": rate, "layout": layout}
+        file.write(media(sound, **form).getvalue())
+    file.seek(0)
+    samples = load_audio(file)
+    assert len(samples) == pytest.approx(2 * len(forms) * SAMPLE_RATE, abs=3000)
+    for n in range(len(forms)):
+        middle = samples[2 * n * SAMPLE_RATE :][SAMPLE_RATE // 2 : SAMPLE_RATE * 3 // 2]
+        assert hertz_of(middle) == pytest.approx(440 * (n + 1), abs=4)
+
+
+def test_a_link_between_blocks_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the file is read in pieces, the head of a link may be cut."""
+    data = b"".join(
+        media(
+            tone(1, rate=rate), codec="vorbis", container="ogg", rate=rate, layout="stereo"
+        ).read()
+        for rate in (44_100, 22_050)
+    )
+    second = data.index(b"OggS\0\2", 1)
+    for size in range(second - 6, second + 8):
+        monkeypatch.setattr(links, "_BLOCK_BYTES", size)
+        found = list(links.split_links(io.BytesIO(data), "a.ogg", check=never_cancel))
+        assert [link.read() for link in found] == [data[:second], data[second:]]
+
+
+def test_a_link_that_can_not_be_decoded_is_a_warning() -> None:
+    """The links before and after it are heard, and the warning says where it was."""
+    form: Any = {"codec": "libopus", "container": "ogg", "rate": 48_000}
+    sound = media(tone(2, rate=48_000), **form).read()
+    broken = sound.replace(b"OpusHead", b"OpusHeap")
+    with pytest.warns(UserWarning, match=r"^file object: .* left out at 2\.0 s \("):
+        samples = load_audio(io.BytesIO(sound + broken + sound))
+    assert len(samples) == pytest.approx(4 * SAMPLE_RATE, abs=1000)
+
+
+@pytest.mark.parametrize(
+    ("places", "said"),
+    [
+        ([4], r"at 4\.0 s \("),
+        ([2, 2.3], r"at 2\.0 s \("),
+        ([2, 4, 6], r"at 2\.0 s, 3\.9 s, 5\.9 s \("),
+        ([2, 4, 6, 8, 10], r"at 2\.0 s, 3\.9 s, 5\.9 s and at 2 more places \("),
+    ],
+)
+def test_what_can_not_be_decoded_is_a_warning_with_its_time(places: list[float], said: str) -> None:
+    """One warning for a file says where in the text its damage is."""
+    data = media(tone(12), codec="aac", container="adts").getvalue()
+    heads = [found.start() for found in re.finditer(rb"\xff\xf1", data)]
+    damaged = bytearray(data)
+    for place in places:
+        start = heads[round(place * SAMPLE_RATE / 1024)]
+        damaged[start + 7 : start + 60] = b"\xee" * 53
+    with pytest.warns(UserWarning, match=rf"^file object: .*left out {said}") as caught:
+        samples = load_audio(io.BytesIO(damaged))
+    assert len(caught) == 1
+    assert len(samples) > 11 * SAMPLE_RATE
 
 
 OPPOSITE: Any = [
@@ -201,7 +272,8 @@ def test_damage_midway_loses_only_what_is_damaged(tmp_path: Path) -> None:
     data[middle : middle + 1000] = bytes(1000)
     path = tmp_path / "damaged.mp3"
     path.write_bytes(data)
-    samples = load_audio(path)
+    with pytest.warns(UserWarning, match=r"damaged\.mp3': .* left out at 1\.9 s"):
+        samples = load_audio(path)
     assert len(samples) > 3 * SAMPLE_RATE
     assert hertz_of(samples[-SAMPLE_RATE:]) == pytest.approx(440, abs=2)
 
@@ -364,9 +436,10 @@ def test_a_read_error_midway_names_the_file(error: Exception) -> None:
                 raise error
             return super().read(size)
 
-    with pytest.raises(AudioError, match=rf"talk\.wav.*{error}") as caught:
-        load_audio(Failing(wav_bytes(tone(200))))
-    assert caught.value.__cause__ is error
+    for data in (wav_bytes(tone(200)), b"OggS" + bytes(4_000_000)):
+        with pytest.raises(AudioError, match=rf"talk\.wav.*{error}") as caught:
+            load_audio(Failing(data))
+        assert caught.value.__cause__ is error
 
 
 def test_an_empty_file_object_is_refused() -> None:
@@ -515,6 +588,7 @@ def test_an_impossible_path_is_refused(path: str) -> None:
     assert detail_of(path)
 
 
+@pytest.mark.filterwarnings("ignore:.*left out")
 @given(
     data=st.binary(max_size=400), magic=st.sampled_from([b"", b"RIFF", b"fLaC", b"OggS", b"ID3"])
 )
