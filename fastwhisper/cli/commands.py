@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
 import time
 from collections import Counter
@@ -12,11 +10,9 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-import anyio
-
 from fastwhisper.checkpoint.inspection import inspect_checkpoint
 from fastwhisper.checkpoint.word_loss import word_error_cost
-from fastwhisper.cli import outputs
+from fastwhisper.cli import interrupts, outputs
 from fastwhisper.cli.streams import (
     TextPrinter,
     open_bars,
@@ -26,7 +22,6 @@ from fastwhisper.cli.streams import (
     report_load,
 )
 from fastwhisper.cli.writers import LAYOUT_OPTIONS
-from fastwhisper.engine import INTERRUPTED
 from fastwhisper.errors import AudioError, HubUnavailableError
 from fastwhisper.loading import stages
 from fastwhisper.quantizing import make
@@ -73,34 +68,7 @@ def find_wrong_option(options: argparse.Namespace) -> str | None:
 def transcribe(options: argparse.Namespace) -> int:
     """Write down what is said in audio files: `fastwhisper transcribe`."""
     outputs.check_files(options)
-    return anyio.run(_transcribe, options)
-
-
-async def _transcribe(options: argparse.Namespace) -> int:
-    """Transcribe until the end or an interrupt; a second interrupt ends the process at once."""
-    status = INTERRUPTED
-    failure: Exception | None = None
-    async with anyio.create_task_group() as group:
-        work = anyio.CancelScope()
-        group.start_soon(_watch_interrupts, work)
-        # The task group would wrap this error into an ExceptionGroup.
-        try:
-            with work:
-                status = await _transcribe_files(options)
-        except Exception as error:  # noqa: BLE001  raised again below
-            failure = error
-        group.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
-    return status
-
-
-async def _watch_interrupts(work: anyio.CancelScope) -> None:
-    with anyio.open_signal_receiver(signal.SIGINT) as interrupts:
-        async for _ in interrupts:
-            if work.cancel_called:
-                os._exit(INTERRUPTED)
-            work.cancel()
+    return interrupts.run_loop(partial(_transcribe_files, options))
 
 
 async def _transcribe_files(options: argparse.Namespace) -> int:
@@ -217,16 +185,19 @@ def inspect(options: argparse.Namespace) -> int:
 
 def quantize(options: argparse.Namespace) -> int:
     """Quantize a float16 model to int4 or int8: `fastwhisper quantize`."""
+    return interrupts.run_loop(partial(_quantize, options))
+
+
+async def _quantize(options: argparse.Namespace) -> int:
+    """Quantize, and describe the model that was made."""
     with open_bars() as bars:
-        work = partial(
-            make.quantize,
+        directory = await make.quantize(
             options.model,
             out=options.out,
             quant=options.quant,
             share=options.share,
             on_progress=report_load(bars),
         )
-        directory = anyio.run(work)
     return _print_description(find.Location(directory, str(directory), None, None), as_json=False)
 
 

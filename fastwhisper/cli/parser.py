@@ -42,11 +42,11 @@ def _run(arguments: Sequence[str] | None) -> int:
     logging.basicConfig(format="fastwhisper: %(message)s", level=logging.WARNING)
     try:
         # It takes 200 ms, and `--help` does not need it.
-        from fastwhisper.cli import commands  # noqa: PLC0415
+        from fastwhisper.cli import commands, interrupts  # noqa: PLC0415
 
         if options.command == "transcribe" and (flaw := commands.find_wrong_option(options)):
             parser.error(flaw)
-        status: int = getattr(commands, options.command)(options)
+        return interrupts.run_command(partial(getattr(commands, options.command), options))
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -54,7 +54,6 @@ def _run(arguments: Sequence[str] | None) -> int:
     except (FastWhisperError, OSError, ValueError) as error:
         print_note(str(error))
         return 1
-    return status
 
 
 class _Parser(argparse.ArgumentParser):

@@ -143,7 +143,7 @@ def open_bars() -> Iterator[Bars | None]:
     from rich import console, progress  # noqa: PLC0415
 
     # Text is printed above the bars only where both are on the terminal.
-    with progress.Progress(
+    bars = progress.Progress(
         # Rich takes brackets for markup, and :smile: for a picture, unless it is told not to.
         progress.TextColumn("{task.description}", markup=False),
         progress.BarColumn(),
@@ -153,8 +153,13 @@ def open_bars() -> Iterator[Bars | None]:
         transient=True,
         redirect_stdout=sys.stdout.isatty(),
         redirect_stderr=True,
-    ) as bars:
+    )
+    bars.start()
+    try:
         yield bars
+    finally:
+        with suppress(OSError):  # the terminal was closed
+            bars.stop()
 
 
 def report_load(bars: Bars | None) -> Callable[[Progress], None] | None:

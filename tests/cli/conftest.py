@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 
+from fastwhisper.transcribing.window_decoder import WindowDecoder
 from tests.helpers.audio import noise, wav_bytes
 from tests.helpers.tiny_models import write_babbler
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from fastwhisper.transcribing.window_decoder import WindowRef
+
+AtEachWindow: TypeAlias = Callable[[Callable[[int], object]], list[int]]
 
 
 @pytest.fixture(scope="module")
@@ -40,3 +47,25 @@ def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run each test in a directory of its own, where the command writes its files."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
+
+
+@pytest.fixture
+def at_each_window(monkeypatch: pytest.MonkeyPatch) -> AtEachWindow:
+    """Return a function: it has another called before each window, with how many there were.
+
+    It returns the list of the first frames of the windows that were decoded.
+    """
+
+    def watch(function: Callable[[int], object]) -> list[int]:
+        windows: list[int] = []
+        real = WindowDecoder.encode
+
+        def encode(decoder: WindowDecoder, refs: Sequence[WindowRef]) -> Any:
+            function(len(windows))
+            windows.append(refs[0].start_frame)
+            return real(decoder, refs)
+
+        monkeypatch.setattr(WindowDecoder, "encode", encode)
+        return windows
+
+    return watch

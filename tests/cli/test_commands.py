@@ -1,13 +1,11 @@
-"""What the commands do: mlx_whisper's files; text while it is decoded; summary, bars, signals."""
+"""What the commands do: mlx_whisper's files; text while it is decoded; summary."""
 
 from __future__ import annotations
 
 import errno
 import io
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,19 +16,17 @@ import mlx_whisper.writers
 import numpy as np
 import pytest
 
-from fastwhisper.engine import threads
 from fastwhisper.errors import AudioError
 from fastwhisper.transcribing.samples import load_audio
-from fastwhisper.transcribing.window_decoder import WindowDecoder
 from tests.helpers.audio import SAMPLE, SAMPLE_RATE, wav_bytes
 from tests.helpers.command import run_command as run
 from tests.helpers.reference import import_reference
 from tests.helpers.tiny_models import SPEAKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from fastwhisper.transcribing.window_decoder import WindowRef
+    from tests.cli.conftest import AtEachWindow
 
 FORMATS = ["txt", "srt", "vtt", "tsv", "json"]
 COMMAND = [sys.executable, "-m", "fastwhisper", "transcribe"]
@@ -228,22 +224,8 @@ def test_silence_is_skipped(
 # While it is decoded
 
 
-def at_each_window(monkeypatch: pytest.MonkeyPatch, function: Callable[[int], object]) -> list[int]:
-    """Call a function before each window is decoded, with how many there were."""
-    windows: list[int] = []
-    real = WindowDecoder.encode
-
-    def encode(decoder: WindowDecoder, refs: Sequence[WindowRef]) -> Any:
-        function(len(windows))
-        windows.append(refs[0].start_frame)
-        return real(decoder, refs)
-
-    monkeypatch.setattr(WindowDecoder, "encode", encode)
-    return windows
-
-
 def test_text_appears_while_it_is_decoded(
-    model: Path, long: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    model: Path, long: Path, capsys: pytest.CaptureFixture[str], at_each_window: AtEachWindow
 ) -> None:
     """Before a window is decoded, the lines of those before it have been printed."""
     shown: list[int] = []
@@ -253,7 +235,7 @@ def test_text_appears_while_it_is_decoded(
         if window == 2:
             raise AudioError("long.wav", "enough")
 
-    at_each_window(monkeypatch, look)
+    at_each_window(look)
     assert transcribe_with(model, long) == 1
     assert shown[0] == 0
     assert all(shown[1:])
@@ -265,7 +247,7 @@ def test_a_read_error_halfway_is_one_line(
     long: Path,
     short: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    at_each_window: AtEachWindow,
 ) -> None:
     """The line names the file, what was heard of it is kept, and the next file is transcribed."""
     errors = [OSError(errno.EIO, "Input/output error")]
@@ -274,36 +256,12 @@ def test_a_read_error_halfway_is_one_line(
         if window == 1 and errors:
             raise errors.pop()
 
-    at_each_window(monkeypatch, fail)
+    at_each_window(fail)
     assert transcribe_with(model, "-f", "txt", long, short) == 1
     err = capsys.readouterr().err.splitlines()
     assert err[1] == f"fastwhisper: {str(long)!r}: Input/output error"
     assert "2 files: 1 transcribed, 1 failed" in err[2]
     assert all(Path(name).read_text(encoding="utf-8") for name in ("long.txt", "short.txt"))
-
-
-def test_an_interrupt_keeps_what_was_heard(
-    model: Path,
-    long: Path,
-    short: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Ctrl-C in the second window: exit 130, the first one's text is in the file, no more files."""
-
-    def interrupt(window: int) -> None:
-        if window == 1:
-            os.kill(os.getpid(), signal.SIGINT)
-            while True:
-                threads.check()
-
-    windows = at_each_window(monkeypatch, interrupt)
-    assert transcribe_with(model, "-f", "txt", long, short) == 130
-    out, err = capsys.readouterr()
-    assert windows == [0]
-    assert Path("long.txt").read_text(encoding="utf-8") == out != ""
-    assert listed() == ["long.txt"]
-    assert len(err.splitlines()) == 1
 
 
 def test_a_reader_who_leaves_is_no_traceback(model: Path, long: Path) -> None:
