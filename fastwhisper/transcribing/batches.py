@@ -114,14 +114,17 @@ class Batches:
         while self._waiting and places > 0:
             waiting = self._waiting[0]
             is_first = not self._decoder.language
+            settings = self._decoder.settings
             if is_first:
-                settings = self._decoder.settings
                 if settings.word_timestamps and settings.task == "translate":
                     warnings.warn("word times of a translation may be unreliable", stacklevel=2)
                 self._decoder.begin(waiting.audio)
             if self._prompt is None or self._size > 1:
-                # In a batch no part waits for the text of the part before.
-                self._prompt = Prompt(self._decoder, is_first=is_first)
+                # In a batch no window waits for the text before it.
+                is_conditioned = settings.condition_on_previous_text and self._size == 1
+                self._prompt = Prompt(
+                    self._decoder, is_first=is_first, is_conditioned=is_conditioned
+                )
             part = AudioWindows(
                 self._decoder, waiting.audio, self._prompt, offset_s=waiting.offset_s
             )

@@ -78,15 +78,16 @@ def summarize(windows: Sequence[Window], *, duration_s: float) -> Transcription:
 class Prompt:
     """The text that the next window continues."""
 
-    def __init__(self, decoder: WindowDecoder, *, is_first: bool = True) -> None:
+    def __init__(self, decoder: WindowDecoder, *, is_first: bool, is_conditioned: bool) -> None:
         """Encode the initial prompt.
 
         Args:
             decoder: Its settings say what the prompt is.
             is_first: Whether this is the prompt of an audio's first window.
+            is_conditioned: Whether the text of a window is part of the next prompt.
         """
         settings = decoder.settings
-        self._is_conditioned = settings.condition_on_previous_text
+        self._is_conditioned = is_conditioned
         self._max_tokens = decoder.max_prompt_tokens
         self._carried: list[int] = []  # the initial prompt, if every window has it
         self._text: list[int] = []  # the text before, and otherwise the initial prompt
