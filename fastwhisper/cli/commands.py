@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections import Counter
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -22,7 +23,7 @@ from fastwhisper.cli.streams import (
     report_load,
 )
 from fastwhisper.cli.writers import LAYOUT_OPTIONS
-from fastwhisper.errors import AudioError, HubUnavailableError
+from fastwhisper.errors import AudioError, HubUnavailableError, InvalidModelFormatError
 from fastwhisper.loading import stages
 from fastwhisper.quantizing import make
 from fastwhisper.session import open as open_session
@@ -33,6 +34,7 @@ from fastwhisper.whisper.options import DecodeSettings
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
     from rich.progress import Progress as Bars
 
@@ -68,7 +70,8 @@ def find_wrong_option(options: argparse.Namespace) -> str | None:
 def transcribe(options: argparse.Namespace) -> int:
     """Write down what is said in audio files: `fastwhisper transcribe`."""
     outputs.check_files(options)
-    return interrupts.run_loop(partial(_transcribe_files, options))
+    with _naming_precisions_here(options):
+        return interrupts.run_loop(partial(_transcribe_files, options))
 
 
 async def _transcribe_files(options: argparse.Namespace) -> int:
@@ -167,19 +170,27 @@ def pull(options: argparse.Namespace) -> int:
                 if report is not None:
                     report(Progress("download", done_bytes, total_bytes))
 
-            location = find.fetch(
-                options.model, load_options, on_bytes=on_bytes, check=lambda: None
-            )
+            with _naming_precisions_here(options):
+                location = find.fetch(
+                    options.model, load_options, on_bytes=on_bytes, check=lambda: None
+                )
     return _print_description(location, as_json=options.json)
 
 
 def inspect(options: argparse.Namespace) -> int:
     """Describe a model on this machine: `fastwhisper inspect`."""
-    location = find.find_local(options.model, _load_options(options))
+    load_options = _load_options(options)
+    location = find.find_local(options.model, load_options)
     if location is None:
-        raise HubUnavailableError(
-            options.model, f"it is not on this machine: fastwhisper pull {options.model}"
-        )
+        flags = f" --quant {options.quant}" if hasattr(options, "quant") else ""
+        flags += f" --revision {options.revision}" if options.revision else ""
+        is_named = isinstance(parse_model(options.model), WhisperModel)
+        precision = f" at {load_options.quant}" if is_named else ""
+        with _naming_precisions_here(options):
+            raise HubUnavailableError(
+                options.model,
+                f"it is not on this machine{precision}: fastwhisper pull {options.model}{flags}",
+            )
     return _print_description(location, as_json=options.json)
 
 
@@ -273,3 +284,29 @@ def _choose_precision(options: argparse.Namespace) -> LoadOverrides:
 def _load_options(options: argparse.Namespace) -> LoadOptions:
     """Return the options of the load of `pull` and `inspect`."""
     return replace(LoadOptions(revision=options.revision), **_choose_precision(options))
+
+
+@contextmanager
+def _naming_precisions_here(options: argparse.Namespace) -> Iterator[None]:
+    """Add to an error about a model that is missing at which precisions it is here."""
+    try:
+        yield
+    except HubUnavailableError as error:
+        here = list(_list_precisions_here(options.model, options.revision))
+        if not here:
+            raise
+        flags = " or ".join(f"--quant {quant}" for quant in here)
+        raise HubUnavailableError(
+            error.repo,
+            f"{error.detail}; this machine has it at {' and '.join(here)}: add {flags}",
+        ) from error
+
+
+def _list_precisions_here(model: str, revision: str | None) -> Iterator[Quantization]:
+    """List the precisions at which a model of the table is on this machine."""
+    if not isinstance(parse_model(model), WhisperModel):
+        return
+    for quant in Quantization:
+        with suppress(InvalidModelFormatError):
+            if find.find_local(model, LoadOptions(quant=quant, revision=revision)) is not None:
+                yield quant

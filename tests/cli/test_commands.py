@@ -331,6 +331,56 @@ def test_a_name_of_the_table_is_no_directory(
     assert "path: tiny\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["large-v3-turbo", "turbo", "Turbo", "whisper-large-v3-turbo"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["inspect"],
+        ["pull"],
+        ["transcribe", "a.wav", "--model"],
+        ["transcribe", "--offline", "a.wav", "--model"],
+    ],
+    ids=" ".join,
+)
+def test_another_precision_that_is_here_is_named(
+    model: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: list[str],
+    name: str,
+) -> None:
+    """The default is int4: where float16 and int8 are here, the error says which and how."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(Path("hub").absolute()))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for repo in ("turbo", "turbo-8bit"):
+        folder = Path("hub", f"models--mlx-community--whisper-large-v3-{repo}")
+        (folder / "snapshots").mkdir(parents=True)
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text("a" * 40)
+        (folder / "snapshots" / ("a" * 40)).symlink_to(model)
+    assert run(*command, name) == 1
+    err = capsys.readouterr().err
+    assert err.endswith(
+        "; this machine has it at float16 and int8: add --quant float16 or --quant int8\n"
+    )
+    assert len(err.splitlines()) == 1
+    assert run("inspect", name, "--quant", "float16") == 0
+
+
+def test_a_model_that_is_missing_is_pulled_as_it_was_asked_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command that `inspect` names has its precision and revision."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(Path("hub").absolute()))
+    flags = ["--quant", "int8", "--revision", "v1"]
+    for name, precision in (("small", " at int8"), ("org/name", "")):
+        assert run("inspect", name, *flags) == 1
+        assert capsys.readouterr().err == (
+            f"fastwhisper: {name}: it is not on this machine{precision}: "
+            f"fastwhisper pull {name} {' '.join(flags)}\n"
+        )
+
+
 def test_the_cache_is_listed_and_cleared(
     cache_directory: Path,
     tiny_model_dir: Callable[..., Path],
