@@ -69,6 +69,8 @@ def find_wrong_option(options: argparse.Namespace) -> str | None:
 
 def transcribe(options: argparse.Namespace) -> int:
     """Write down what is said in audio files: `fastwhisper transcribe`."""
+    if getattr(options, "patience", None) is not None:
+        print_note("--patience has no effect: there is no beam search")
     outputs.check_files(options)
     with _naming_precisions_here(options):
         return interrupts.run_loop(partial(_transcribe_files, options))
@@ -109,6 +111,8 @@ async def _transcribe_files(options: argparse.Namespace) -> int:
                     if error is printer.failure:
                         raise
                     print_note(f"{audio!r}: {error.strerror or error}")
+                except UserWarning as error:  # python -W error
+                    print_note(f"{audio!r}: {error}")
             elapsed_s = time.perf_counter() - ready_s
             failed = len(options.audio) - len(durations_s)
             if printer.failure is not None and not isinstance(printer.failure, BrokenPipeError):

@@ -44,9 +44,11 @@ def find_conflict(options: argparse.Namespace) -> str | None:
             if other is None:
                 continue
             if other == audio:
-                return f"{audio!r} is given twice, and would write '{path}' twice; give it once"
+                return (
+                    f"{audio!r} is given twice, and would write {str(path)!r} twice; give it once"
+                )
             return (
-                f"{other!r} and {audio!r} would both write '{path}'; "
+                f"{other!r} and {audio!r} would both write {str(path)!r}; "
                 "transcribe them one by one, each with an --output-dir of its own"
             )
     return None

@@ -8,7 +8,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from fastwhisper.cli.streams import print_note, standard_streams
+from fastwhisper.cli.streams import print_note, standard_streams, warnings_as_notes
 from fastwhisper.cli.writers import FORMATS
 from fastwhisper.engine import INTERRUPTED
 from fastwhisper.errors import FastWhisperError
@@ -30,7 +30,7 @@ _TRUE_OR_FALSE: Final = "{True,False}"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command, and end the process with its exit status."""
-    with standard_streams():
+    with standard_streams(), warnings_as_notes():
         status = _run(arguments)
     sys.exit(status)
 
@@ -159,6 +159,12 @@ def _add_text(group: argparse._ArgumentGroup) -> None:
         type=_optional(int),
         metavar="N",
         help="samples to choose from above temperature 0 (default: 1)",
+    )
+    add(
+        "--patience",
+        type=_optional(float),
+        metavar="X",
+        help="accepted as by mlx_whisper, without effect: there is no beam search (default: none)",
     )
     add(
         "--length-penalty",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import unicodedata
+import warnings
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ __all__ = [
     "report_audio",
     "report_load",
     "standard_streams",
+    "warnings_as_notes",
 ]
 
 
@@ -131,6 +133,24 @@ def _escape_controls(text: str, *, but: str = "") -> str:
         repr(char)[1:-1] if unicodedata.category(char) == "Cc" and char not in but else char
         for char in text
     )
+
+
+@contextmanager
+def warnings_as_notes() -> Iterator[None]:
+    """Print a warning to users as a note, and not with the line of code that gave it."""
+    show = warnings.showwarning
+
+    def show_note(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        if category is UserWarning:
+            print_note(str(message))
+        else:
+            show(message, category, *place)
+
+    warnings.showwarning = show_note  # type: ignore[assignment]  # `place` is the rest
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import re
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+import mlx_whisper.cli
 import pytest
 
 from fastwhisper.cli import commands, parser
@@ -177,6 +178,37 @@ def test_wrong_flags_are_refused_before_anything_is_opened(
     err = capsys.readouterr().err
     assert err.startswith("usage: fastwhisper")
     assert message in err.splitlines()[-1]
+
+
+def list_upstreams() -> list[argparse.Action]:
+    """List the options of mlx_whisper's command."""
+    return [action for action in mlx_whisper.cli.build_parser()._actions if action.dest != "help"]
+
+
+def test_every_flag_of_mlx_whispers_command_is_there() -> None:
+    """Each of its flags is taken, in each spelling, with each of its choices."""
+    ours = parser._build_parser()
+    for action in list_upstreams():
+        for flag in action.option_strings:
+            values = list(action.choices or ()) or ["True" if action.type is None else "1"]
+            if isinstance(action.default, bool):
+                values = ["True", "False"]
+            for value in values:
+                given = ours.parse_args(["transcribe", "a.wav", f"{flag}={value}"])
+                assert hasattr(given, action.dest), flag
+
+
+def test_patience_has_no_effect_and_says_so(
+    model: Path, short: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It belongs to beam search, which mlx_whisper does not have either."""
+    flags = ("--model", model, "--temperature", "0", short)
+    assert run("transcribe", *flags) == 0
+    text = capsys.readouterr().out
+    assert run("transcribe", "--patience", "2.0", *flags) == 0
+    out, err = capsys.readouterr()
+    assert out == text
+    assert err.splitlines()[0] == "fastwhisper: --patience has no effect: there is no beam search"
 
 
 def test_every_flag_arrives(

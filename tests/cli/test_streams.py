@@ -9,13 +9,16 @@ import pty
 import re
 import subprocess
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from fastwhisper.cli.streams import warnings_as_notes
 from fastwhisper.whisper.tokenizer import Tokenizer
 from tests.helpers.command import run_command as run
+from tests.helpers.tiny_models import write_babbler
 
 COMMAND = [sys.executable, "-m", "fastwhisper"]
 QUICK = ["transcribe", "--temperature", "0", "--model"]
@@ -222,3 +225,39 @@ def test_text_files_go_on_when_the_reader_leaves(model: Path, long: Path, short:
     assert Path("status").read_text() == "1\n"
     assert "2 files transcribed" in Path("err").read_text()
     assert all(Path(name).read_text(encoding="utf-8") for name in ("long.txt", "short.txt"))
+
+
+# Warnings
+
+
+@pytest.fixture(scope="module")
+def translator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a one-layer model of many languages, and return its directory."""
+    return write_babbler(tmp_path_factory.mktemp("babbler") / "model", multilingual=True)
+
+
+def test_a_warning_is_a_note(translator: Path, short: Path) -> None:
+    """Without the line of code that gave it; `python -W error` makes it the failure of a file."""
+    flags = (*QUICK, translator, "--word-timestamps", "True", "--task", "translate")
+    words = "word times of a translation may be unreliable"
+    status, _, err = run_shell("", *flags, "--language", "de", short)
+    assert status == 0
+    assert err.splitlines()[1] == f"fastwhisper: {words}"
+    status, _, err = run_shell("", *flags, "--language", "de", short, PYTHONWARNINGS="error")
+    assert status == 1
+    assert err.splitlines()[1:] == [
+        f"fastwhisper: {str(short)!r}: {words}",
+        "fastwhisper: 1 file failed",
+    ]
+
+
+def test_other_warnings_are_shown_as_python_does(capsys: pytest.CaptureFixture[str]) -> None:
+    """Those for programmers reach the program's own way to show them, which is restored."""
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        before = warnings.showwarning
+        with warnings_as_notes():
+            warnings.warn("soon gone", DeprecationWarning, stacklevel=1)
+        assert warnings.showwarning is before
+    assert [str(warning.message) for warning in shown] == ["soon gone"]
+    assert capsys.readouterr().err == ""
