@@ -71,7 +71,7 @@ class Weights:
                 return str(self.directory) if (self.directory / "model.bin").exists() else None
             case "transformers":
                 found = self._for_transformers()
-                return found and str(found)
+                return str(found) if found else None
             case _:
                 return self.opened
 

@@ -70,7 +70,7 @@ def models(
     tiny_model_dir: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Path, Path]:
     """Return two models that transcribe windows of 0.32 s: all else is as in 30 s, but cheap."""
-    for module in ("window_decoder", "windows"):
+    for module in ("mel", "window_decoder", "windows"):
         monkeypatch.setattr(f"fastwhisper.transcribing.{module}.WINDOW_FRAMES", 2 * POSITIONS)
     monkeypatch.setattr("fastwhisper.loading.stages._WINDOW_POSITIONS", POSITIONS)
     dimensions = replace(SPEAKING, n_audio_ctx=POSITIONS)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,12 +11,11 @@ from tests.helpers.audio import noise, wav_bytes
 from tests.helpers.tiny_models import write_babbler
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from fastwhisper.transcribing.window_decoder import WindowRef
-
-AtEachWindow: TypeAlias = Callable[[Callable[[int], object]], list[int]]
+    from tests.helpers.command import AtEachWindow
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from tests.helpers.tiny_models import SPEAKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.cli.conftest import AtEachWindow
+    from tests.helpers.command import AtEachWindow
 
 FORMATS = ["txt", "srt", "vtt", "tsv", "json"]
 COMMAND = [sys.executable, "-m", "fastwhisper", "transcribe"]

@@ -19,7 +19,7 @@ from tests.helpers.command import run_command as run
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.cli.conftest import AtEachWindow
+    from tests.helpers.command import AtEachWindow
 
 ENDINGS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 HANDLERS = [signal.getsignal(number) for number in ENDINGS]

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import pytest
 
 from fastwhisper.cli.parser import main
 
-__all__ = ["run_command"]
+__all__ = ["AtEachWindow", "run_command"]
+
+AtEachWindow: TypeAlias = Callable[[Callable[[int], object]], list[int]]
+"""The fixture `at_each_window` of the command's tests."""
 
 
 def run_command(*arguments: object) -> int:
