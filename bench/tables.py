@@ -29,10 +29,9 @@ def print_head(contestants: Sequence[Contestant]) -> None:
         "=".join(Path(part).name if _is_path(part) else part for part in word.split("="))
         for word in sys.argv[1:]
     )
+    name = mx.device_info().get("device_name", "unknown device")
     kind = "" if mx.default_device().type == mx.gpu else "CPU "
-    machine = (
-        f"{platform.system()}, {kind}{mx.device_info()['device_name']}, {os.cpu_count()} cores"
-    )
+    machine = f"{platform.system()}, {kind}{name}, {os.cpu_count()} cores"
     print(f"\n- **Command:** `python -m bench.text {' '.join(words)}`")
     print(f"- **Date and machine:** {dt.datetime.now(dt.UTC):%Y-%m-%d}, {machine}")
     print(f"- **Version:** {', '.join(f'{one.name} {one.version}' for one in contestants)}\n")
