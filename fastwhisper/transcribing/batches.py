@@ -112,6 +112,7 @@ class Batches:
         # A part that is done and waits for the one before takes no place.
         places = self._size - sum(part.propose() is not None for part in self._parts)
         while self._waiting and places > 0:
+            self._decoder.check()  # the mel of each part is computed here
             waiting = self._waiting[0]
             is_first = not self._decoder.language
             settings = self._decoder.settings

@@ -126,7 +126,7 @@ class Decoder:
         Source:
             Radford et al. 2022, section 4.5.
         """
-        audio = self._model.decoder.read(features)
+        audio = self._read_audio(features)
         temperatures = self._settings.temperature
         noise = [mx.random.split(key, len(temperatures)) for key in keys]
         first = [self._first_tokens(prompt) for prompt in prompts]
@@ -148,6 +148,20 @@ class Decoder:
                 decoded.update(zip(rows, found, strict=True))
             waiting = [n for n in waiting if _needs_fallback(decoded[n], self._settings)]
         return [decoded[n] for n in range(len(prompts))]
+
+    def _read_audio(self, features: mx.array) -> list[KeyValues]:
+        """Compute the keys and values of windows, one after the other: each may be cancelled."""
+        if len(features) == 1:
+            return self._model.decoder.read(features)
+        windows = []
+        for n in range(len(features)):
+            self._check()
+            windows.append(self._model.decoder.read(features[n : n + 1]))
+            mx.eval(windows[-1])
+        return [
+            (mx.concatenate([k for k, _ in layer]), mx.concatenate([v for _, v in layer]))
+            for layer in zip(*windows, strict=True)
+        ]
 
     def _decode_at(
         self,

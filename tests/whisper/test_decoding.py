@@ -181,6 +181,20 @@ def test_tokens_of_one_window_are_drawn_independently() -> None:
     assert len(set(decoded.tokens)) > 35
 
 
+def test_each_window_of_a_batch_may_be_cancelled_before_a_token() -> None:
+    """The keys and values of many windows take seconds on a CPU: one window at a time."""
+    model: Any = SimpleNamespace(dims=SPEAKING, decoder=_Even)
+    counts = []
+    for windows in (2, 5):
+        calls: list[None] = []
+        settings = DecodeSettings.from_options(temperature=0, sample_len=1)
+        decoder = Decoder(model, TOKENIZER, settings, check=lambda calls=calls: calls.append(None))
+        keys = [mx.random.key(0)] * windows
+        decoder.decode(mx.zeros((windows, 1, 1, 1)), [()] * windows, keys)
+        counts.append(len(calls))
+    assert counts[1] - counts[0] == 3
+
+
 def test_a_prefix_that_has_no_room_is_refused() -> None:
     """The first tokens of a window must fit into the decoder's context, with those before."""
     model: Any = SimpleNamespace(dims=SPEAKING, decoder=_Even)
