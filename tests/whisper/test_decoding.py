@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -186,9 +187,9 @@ def test_each_window_of_a_batch_may_be_cancelled_before_a_token() -> None:
     model: Any = SimpleNamespace(dims=SPEAKING, decoder=_Even)
     counts = []
     for windows in (2, 5):
-        calls: list[None] = []
+        calls: list[str] = []
         settings = DecodeSettings.from_options(temperature=0, sample_len=1)
-        decoder = Decoder(model, TOKENIZER, settings, check=lambda calls=calls: calls.append(None))
+        decoder = Decoder(model, TOKENIZER, settings, check=partial(calls.append, ""))
         keys = [mx.random.key(0)] * windows
         decoder.decode(mx.zeros((windows, 1, 1, 1)), [()] * windows, keys)
         counts.append(len(calls))
