@@ -20,6 +20,7 @@ from fastwhisper.checkpoint.files import (
     shown,
     to_path,
 )
+from fastwhisper.checkpoint.foreign import name_by_bytes, name_by_suffix
 from fastwhisper.checkpoint.huggingface import (
     has_huggingface_names,
     is_huggingface_config,
@@ -90,18 +91,27 @@ def inspect_checkpoint(path: str | os.PathLike[str], *, confirm: bool = True) ->
     names = list_directory(directory)
     chosen = next((name for name in PREFERENCE if name in names), None)
     if chosen is None:
+        foreign = (
+            f"; {name} is {kind}" for name in sorted(names) if (kind := name_by_suffix(name))
+        )
         raise InvalidModelFormatError(
             directory,
             None,
-            f"holds no weights, only {_listing(names)}",
+            f"holds no weights that are read, only {_listing(names)}{next(foreign, '')}",
             f"one of these is needed: {', '.join(PREFERENCE)}",
         )
-    config = read_json(directory / CONFIG)
     where = directory / chosen
-    if chosen == "model.bin":
-        checkpoint = _inspect_ctranslate2(directory, where, config)
-    else:
-        checkpoint = _inspect_named(directory, where, config, names)
+    try:
+        config = read_json(directory / CONFIG)
+        if chosen == "model.bin":
+            checkpoint = _inspect_ctranslate2(directory, where, config)
+        else:
+            checkpoint = _inspect_named(directory, where, config, names)
+    except InvalidModelFormatError as error:
+        kind = name_by_bytes(error.path)
+        if kind is None:
+            raise
+        raise InvalidModelFormatError(error.path, None, f"is {kind}") from error
     if confirm:
         confirm_checkpoint(checkpoint)
     return checkpoint

@@ -133,7 +133,8 @@ def fetch(
         if found is None:
             raise ModelNotFoundError(
                 model,
-                "the Hub has no such repository: check the name, or set HF_TOKEN if it is private",
+                "there is no such directory here, and the Hub has no such repository: check the "
+                "name, or set HF_TOKEN if the repository is private",
             )
         return Location(*found, None)
     requested = parse_quantization(name, options.quant)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from fastwhisper.checkpoint import foreign
+from fastwhisper.checkpoint.inspection import CONFIG
 from fastwhisper.errors import ModelNotFoundError, QuantizedModelNotAvailableError
 from fastwhisper.values import Quantization, WhisperModel
 
@@ -37,15 +39,24 @@ _NAMES: Final = MappingProxyType(
 """Names and aliases, in lower case and without the prefix "whisper-"."""
 
 _REPOSITORY: Final = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-_PATH_PREFIXES: Final = (".", "~", "/")
-_PATH_SUFFIXES: Final = (".bin", ".pt", ".pth", ".gguf", ".npz", ".safetensors")
+_PATH: Final = re.compile(
+    r"[.~/].*|[a-z]:[\\/].*|.*\\.*|.*/|.*\.(bin|pt|pth|gguf|ggml|npz|safetensors|index\.json)",
+    re.IGNORECASE | re.DOTALL,
+)
+"""The forms of a path: its beginning, a Windows drive, a backslash, a slash at its end, or the
+suffix of a file of weights."""
+
+_URL: Final = re.compile(r"[a-z][a-z0-9+.-]*://.*", re.IGNORECASE | re.DOTALL)
+_HUB_URL: Final = re.compile(
+    r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)(?:/.*)?", re.ASCII
+)
 
 
 def parse_model(model: WhisperModel | str | os.PathLike[str]) -> WhisperModel | Path | str:
     """Return what a model's name stands for.
 
-    An exact name of the table comes first, then a directory that exists, then an alias. A path
-    by its form is never taken for a repository.
+    An exact name of the table comes first, then a directory that exists, then an alias. What is
+    on disk, and what has the form of a path, is never taken for a repository.
 
     Args:
         model: What the caller gives.
@@ -67,8 +78,11 @@ def parse_model(model: WhisperModel | str | os.PathLike[str]) -> WhisperModel | 
         return Path(model)
     if (named := _find_name(model)) is not None:
         return named
-    is_path = model.startswith(_PATH_PREFIXES) or model.endswith(_PATH_SUFFIXES)
-    if is_path or os.path.isfile(model):  # noqa: PTH113  as above
+    if _URL.fullmatch(model):
+        repository = _HUB_URL.fullmatch(model)
+        advice = f"give {repository[1]!r}" if repository else _advise(PurePath(model))
+        raise ModelNotFoundError(model, f"a URL is not opened: {advice}")
+    if _PATH.fullmatch(model) or os.path.lexists(model):
         in_home = model.partition("/")[0] == "~"
         # Path.expanduser raises where there is no home.
         return _check_directory(Path(os.path.expanduser(model) if in_home else model), model)  # noqa: PTH111
@@ -166,10 +180,28 @@ def _check_directory(path: Path, given: str) -> Path:
     """Return a path to a directory; refuse any other, by the name that was given."""
     if os.path.isdir(path):  # noqa: PTH112  see parse_model
         return path
-    detail = "there is no such directory"
     if os.path.lexists(path):
-        detail = "it is not a directory: give the directory that holds the files"
+        kind = foreign.name_by_bytes(path)
+        if kind is not None:
+            detail = f"it is {kind}, which is not read here: {_advise(path)}"
+        elif (path.parent / CONFIG).is_file():
+            detail = f"it is not a directory: give its directory, {str(path.parent)!r}"
+        else:
+            detail = f"it is not a directory: {_advise(path)}"
+        raise ModelNotFoundError(given, detail)
+    detail = "there is no such directory"
+    kind = foreign.name_by_suffix(path.name)
+    if kind is not None:
+        detail += f", and {kind} would not be read: {_advise(path)}"
     raise ModelNotFoundError(given, detail)
+
+
+def _advise(path: PurePath) -> str:
+    """Return what to give in place of a file that is not read, such as "give 'base', …"."""
+    # The longest first: large-v3-turbo, and not large-v3.
+    names = sorted(WhisperModel, key=len, reverse=True)
+    meant = next((str(name) for name in names if name in path.name.lower()), "tiny")
+    return f"give a name such as {meant!r}, a directory with {CONFIG}, or a repository as org/name"
 
 
 def _find_name(model: str) -> WhisperModel | None:

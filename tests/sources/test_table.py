@@ -177,9 +177,10 @@ def test_tilde_is_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("kind", [str, Path])
 def test_file_is_no_directory(tmp_path: Path, kind: Callable[[Path], str | Path]) -> None:
     """A path to the weights themselves is refused, with what to give in place of it."""
+    (tmp_path / "config.json").touch()
     weights = tmp_path / "weights.safetensors"
     weights.touch()
-    with pytest.raises(ModelNotFoundError, match="give the directory"):
+    with pytest.raises(ModelNotFoundError, match="give its directory"):
         parse_model(kind(weights))
 
 
