@@ -220,7 +220,7 @@ def cache(options: argparse.Namespace) -> int:
     """List or remove the converted checkpoints: `fastwhisper cache`."""
     directory = converted.find_root()
     if directory is None:
-        print_text(f"The cache is off ({converted.VARIABLE}).")
+        print_text(f"There is no cache: {converted.explain_absence()}")
     elif options.clear:
         print_text(f"{converted.clear() / _MIB:.0f} MiB freed in {directory}")
     else:

@@ -38,6 +38,7 @@ __all__ = [
     "clear",
     "discard",
     "entries",
+    "explain_absence",
     "find_root",
     "identify",
     "lookup",
@@ -86,16 +87,33 @@ class Entry:
 
 
 def find_root() -> Path | None:
-    """Return the cache's directory; None when `FASTWHISPER_CACHE=off`."""
+    """Return the cache's directory.
+
+    Returns:
+        The directory, which need not exist. None when `FASTWHISPER_CACHE=off`, or where the path
+        begins with `~` and no home is known: a container's user without an entry in passwd.
+    """
     chosen = os.environ.get(VARIABLE, "")
     if chosen == "off":
         return None
-    if chosen:
-        return Path(os.path.expanduser(chosen))  # noqa: PTH111  Path's raises without a home
-    # 10 ms, in an engine thread and not at import.
-    from platformdirs import user_cache_path  # noqa: PLC0415
+    if not chosen:
+        # 10 ms, in an engine thread and not at import.
+        from platformdirs import user_cache_path  # noqa: PLC0415
 
-    return user_cache_path("fastwhisper") / "converted"
+        try:
+            chosen = str(user_cache_path("fastwhisper") / "converted")
+        except RuntimeError:
+            return None
+    # Without a home, `~` is left as it is; a directory of that name is nobody's wish.
+    directory = os.path.expanduser(chosen)  # noqa: PTH111  Path's raises
+    return None if directory.startswith("~") else Path(directory)
+
+
+def explain_absence() -> str:
+    """Return why `find_root` returns None, for a message."""
+    if os.environ.get(VARIABLE) == "off":
+        return f"{VARIABLE}=off"
+    return f"no home directory is known; set {VARIABLE} to another directory"
 
 
 def lookup(checkpoint: Checkpoint) -> Path | None:
@@ -113,7 +131,8 @@ def lookup(checkpoint: Checkpoint) -> Path | None:
     if directory is None:
         return None
     entry = directory / _key(checkpoint)
-    if not (entry / _WEIGHTS).is_file():
+    # A directory that may not be looked into holds no copy: Path.is_file raises.
+    if not os.path.isfile(entry / _WEIGHTS):  # noqa: PTH113
         return None
     try:
         os.utime(entry)
@@ -144,6 +163,8 @@ def store(
     """
     directory = find_root()
     if directory is None:
+        if os.environ.get(VARIABLE, "off") != "off":
+            _logger.warning("no converted copy is written: %s", explain_absence())
         return None
     entry = directory / _key(checkpoint)
     try:

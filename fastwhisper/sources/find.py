@@ -6,6 +6,7 @@ The client is imported only for a download.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
 import os
@@ -238,13 +239,21 @@ def _download(
     constants = _import_constants()
     if options.offline or constants.HF_HUB_OFFLINE:
         raise HubUnavailableError(repo, _describe_offline(repo, options, model))
+    folder = _folder(repo)
+    # Without a home, the client would make a directory with the name "~".
+    if str(folder).startswith("~"):
+        detail = (
+            f"no home directory is known, so {repo} can't be stored; set HF_HOME to a "
+            "directory that can be written"
+        )
+        raise OSError(errno.ENOENT, detail, str(folder))
     # It imports the client: 500 ms that only a download needs.
     from fastwhisper.sources.download import download  # noqa: PLC0415
 
     snapshot = download(
         repo,
         revision=options.revision or constants.DEFAULT_REVISION,
-        folder=_folder(repo),
+        folder=folder,
         on_bytes=on_bytes,
         check=check,
     )
@@ -297,7 +306,8 @@ def _snapshot(repo: str, revision: str | None) -> Path | None:
         if not _COMMIT.fullmatch(commit):
             return None
     snapshot = folder / "snapshots" / commit
-    return snapshot if snapshot.is_dir() else None
+    # A directory that may not be looked into holds no model: Path.is_dir raises.
+    return snapshot if os.path.isdir(snapshot) else None  # noqa: PTH112
 
 
 def _find_repository(repo: str, revision: str | None) -> Location | None:
@@ -315,7 +325,10 @@ def find_flaw(directory: Path) -> str | None:
     where its header says. Whether they make a Whisper is not checked: a complete file that is
     wrong would only be downloaded again, so `inspect_checkpoint` refuses it.
     """
-    names = {entry.name for entry in directory.iterdir()}
+    try:
+        names = {entry.name for entry in directory.iterdir()}
+    except OSError as error:
+        return f"it can't be read: {error.strerror}"
     chosen = next((name for name in PREFERENCE if name in names), None)
     if chosen is None:
         return "it has no weights"
