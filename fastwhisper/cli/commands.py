@@ -23,7 +23,12 @@ from fastwhisper.cli.streams import (
     report_load,
 )
 from fastwhisper.cli.writers import LAYOUT_OPTIONS
-from fastwhisper.errors import AudioError, HubUnavailableError, InvalidModelFormatError
+from fastwhisper.errors import (
+    AudioError,
+    HubUnavailableError,
+    InvalidModelFormatError,
+    TokenizationFailedError,
+)
 from fastwhisper.loading import stages
 from fastwhisper.quantizing import make
 from fastwhisper.session import open as open_session
@@ -38,6 +43,7 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress as Bars
 
+    from fastwhisper.checkpoint.plan import Checkpoint
     from fastwhisper.session import Session
     from fastwhisper.sources.find import Location
     from fastwhisper.values import DtypeName
@@ -259,6 +265,7 @@ def _print_description(location: Location, *, as_json: bool) -> int:
         "fast_path": opened.is_safetensors,
         "converted_copy": None if opened.path == original.path else str(opened.path),
         "dimensions": asdict(original.dimensions),
+        "not_transcribable": _find_refusal(original),
     }
     if as_json:
         print_text(json.dumps(facts, indent=2))
@@ -271,6 +278,15 @@ def _print_description(location: Location, *, as_json: bool) -> int:
         elif value is not None:
             print_text(f"{name}: {value}")
     return 0
+
+
+def _find_refusal(checkpoint: Checkpoint) -> str | None:
+    """Return why `open` refuses a checkpoint that `load_model` opens, or None."""
+    try:
+        stages.check_text(checkpoint)
+    except (InvalidModelFormatError, TokenizationFailedError) as error:
+        return str(error)
+    return None
 
 
 def _choose_precision(options: argparse.Namespace) -> LoadOverrides:
