@@ -306,11 +306,13 @@ class TranscribeProgress:
 class Transcription:
     """The transcription of one audio.
 
+    All times are those of the media file: a late start and gaps of the audio count.
+
     Attributes:
         text: The whole text.
         segments: The segments, in order.
         language: Code of the language, such as "en".
-        duration_s: Length of the audio in seconds.
+        duration_s: Length of the audio in seconds, from the begin of the file.
     """
 
     text: str

@@ -1,7 +1,12 @@
-"""An audio -> its parts: all of it, or what is cut at silences, each as log-mel input."""
+"""An audio -> its parts: all of it, or what is cut at silences, each as log-mel input.
+
+No part holds a gap of a media file. All positions are samples from the begin of the file, with what
+is missing in it.
+"""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
@@ -12,6 +17,7 @@ from fastwhisper.errors import AudioError
 from fastwhisper.transcribing.cuts import MAX_SAMPLES, Cut, cut_at_silences
 from fastwhisper.transcribing.mel import compute_blocks_mel
 from fastwhisper.transcribing.samples import read_blocks
+from fastwhisper.transcribing.timeline import Timeline
 from fastwhisper.whisper.filters import SAMPLE_RATE
 
 if TYPE_CHECKING:
@@ -30,7 +36,7 @@ class Part:
 
     Attributes:
         mel: Its mel, or the function that computes it.
-        offset_s: Seconds before it; None if it is the whole audio.
+        offset_s: When it begins in the file, in seconds; None if the audio begins with the file.
         has_speech: Whether there may be speech in it.
     """
 
@@ -49,11 +55,12 @@ class Part:
 class PartReader:
     """The parts of one audio, read a few at a time.
 
-    An audio whose windows are decoded one after the other is one part: each window says where the
-    next one begins. For batches, and to skip silence, an audio is cut at silences.
+    An audio whose windows are decoded one after the other is one part, or one for each stretch
+    between two gaps: each window says where the next one begins. For batches, and to skip silence,
+    an audio is cut at silences.
 
     Attributes:
-        duration_s: Length of the audio in seconds, as far as it is read.
+        duration_s: End of the audio in the file, in seconds, as far as it is read.
         is_done: Whether all parts are read.
     """
 
@@ -81,7 +88,7 @@ class PartReader:
         self._n_mels = n_mels
         self._check = check
         self._given = 0
-        self._cuts: Iterator[Cut] | None = None
+        self._parts: Iterator[Part] | None = None
         self._was_opened = False
         self._position = _find_position(source)
 
@@ -95,43 +102,62 @@ class PartReader:
             AudioError: The source is not audio, or can't be read; the message says which.
         """
         try:
-            parts = self._read_cuts(count) if self._has_cuts else [self._read_whole()]
+            if self._parts is None:
+                self._parts = self._open()
+                for _ in islice(self._parts, self._given):
+                    self._check()
+            parts = list(islice(self._parts, count))
         except BaseException:
             # The generators of the blocks have ended. The next call begins again, and skips what
             # was given.
-            self._cuts = None
+            self._parts = None
             raise
         self._given += len(parts)
-        self.is_done = self.is_done or not self._has_cuts
+        self.is_done = self.is_done or len(parts) < count
         return parts
 
-    @property
-    def _has_cuts(self) -> bool:
-        return self._settings.batch_size > 1 or self._settings.vad_filter
+    def _open(self) -> Iterator[Part]:
+        """Open the audio, and yield its parts."""
+        timeline = Timeline()
+        blocks = read_blocks(self._rewind(), check=self._check, timeline=timeline)
+        reader = _BlockReader(blocks, timeline)
+        if self._settings.batch_size > 1 or self._settings.vad_filter:
+            return self._read_cuts(reader)
+        return self._read_stretches(reader)
 
-    def _read_whole(self) -> Part:
-        blocks = read_blocks(self._rewind(), check=self._check)
-        begin = list(islice(blocks, 2))
-        if len(begin) == 1:
-            # One block: its mel is computed in the job of the window.
-            self.duration_s = len(begin[0]) / SAMPLE_RATE
-            return Part(self._defer_mel(begin[0]), None, has_speech=True)
-        audio = compute_blocks_mel(chain(begin, blocks), n_mels=self._n_mels)
-        self.duration_s = audio.duration_s
-        return Part(audio, None, has_speech=True)
+    def _read_stretches(self, reader: _BlockReader) -> Iterator[Part]:
+        """Read each stretch between two gaps as one part."""
+        while reader.skip_to(0):
+            offset_s = reader.position / SAMPLE_RATE or None
+            blocks = reader.read(None)
+            begin = list(islice(blocks, 2))
+            # The mel of one block is computed in the job of the window.
+            mel = (
+                self._defer_mel(begin[0])
+                if len(begin) == 1
+                else compute_blocks_mel(chain(begin, blocks), n_mels=self._n_mels)
+            )
+            self.duration_s = reader.position / SAMPLE_RATE
+            self.is_done = reader.has_ended
+            yield Part(mel, offset_s, has_speech=True)
 
-    def _read_cuts(self, count: int) -> list[Part]:
-        if self._cuts is None:
-            self._cuts = self._open_cuts()
-            for _ in islice(self._cuts, self._given):
-                self._check()
-        parts = []
-        for cut in islice(self._cuts, count):
-            self._check()
-            mel = self._defer_mel(cut.samples)
-            parts.append(Part(mel, cut.start_sample / SAMPLE_RATE, cut.has_speech))
-        self.is_done = len(parts) < count
-        return parts
+    def _read_cuts(self, reader: _BlockReader) -> Iterator[Part]:
+        """Read the cuts of all clips."""
+        points = [round(time_s * SAMPLE_RATE) for time_s in self._settings.clip_timestamps]
+        ends: list[int | None] = [*points[1::2]]
+        if len(points) % 2 or not points:
+            ends.append(None)
+        for start, end in zip(points[::2] or [0], ends, strict=True):
+            while reader.skip_to(start) and (end is None or reader.position < end):
+                offset = reader.position
+                for cut in self._cut(reader.read(end), None if end is None else end - offset):
+                    self._check()
+                    self.duration_s = reader.position / SAMPLE_RATE
+                    mel = self._defer_mel(cut.samples)
+                    yield Part(mel, (offset + cut.start_sample) / SAMPLE_RATE, cut.has_speech)
+        # The length of the audio counts what is behind the last clip too.
+        reader.skip_to(sys.maxsize)
+        self.duration_s = reader.position / SAMPLE_RATE
 
     def _defer_mel(self, samples: FloatArray) -> Callable[[], MelAudio]:
         return lambda: compute_blocks_mel(iter([samples]), n_mels=self._n_mels)
@@ -149,25 +175,6 @@ class PartReader:
         self._was_opened = True
         return self._source
 
-    def _open_cuts(self) -> Iterator[Cut]:
-        """Open the audio, and yield the cuts of all clips."""
-        reader = _BlockReader(read_blocks(self._rewind(), check=self._check))
-        points = [round(time_s * SAMPLE_RATE) for time_s in self._settings.clip_timestamps]
-        ends: list[int | None] = [*points[1::2]]
-        if len(points) % 2 or not points:
-            ends.append(None)
-        for start, end in zip(points[::2] or [0], ends, strict=True):
-            for _ in reader.read(start):
-                self.duration_s = reader.position / SAMPLE_RATE
-            offset = reader.position
-            for cut in self._cut(reader.read(end), None if end is None else end - start):
-                self.duration_s = reader.position / SAMPLE_RATE
-                yield cut.move(offset)
-        # The length of the audio counts what is behind the last clip too.
-        for _ in reader.read(None):
-            pass
-        self.duration_s = reader.position / SAMPLE_RATE
-
     def _cut(self, blocks: Iterator[FloatArray], length: int | None) -> Iterator[Cut]:
         """Cut a clip of at most `length` samples. A clip that fits into a window is one cut."""
         skip_silence = self._settings.vad_filter
@@ -178,27 +185,58 @@ class PartReader:
 
 
 class _BlockReader:
-    """Blocks of samples, up to chosen positions.
+    """Blocks of samples, up to chosen positions or the next gap.
 
     Attributes:
-        position: Samples that were read.
+        position: End of what was read.
+        has_ended: Whether nothing is left.
     """
 
-    def __init__(self, blocks: Iterator[FloatArray]) -> None:
+    def __init__(self, blocks: Iterator[FloatArray], timeline: Timeline) -> None:
         self.position = 0
+        self.has_ended = False
         self._blocks = blocks
+        self._timeline = timeline
         self._rest: FloatArray | None = None
+        self._samples = 0  # without gaps
+
+    def skip_to(self, start: int) -> bool:
+        """Move `position` to the first sample from `start` on; return whether there is one."""
+        while self._load() is not None:
+            self.position = self._timeline.place(self._samples)
+            if self.position >= start:
+                return True
+            for _ in self.read(start):
+                pass
+        return False
 
     def read(self, end: int | None) -> Iterator[FloatArray]:
-        """Read blocks up to the sample `end`; None reads all. Yields shape (samples,), float32."""
+        """Read blocks up to the sample `end` or to the next gap.
+
+        Yields shape (samples,), float32.
+        """
         while end is None or self.position < end:
-            block = next(self._blocks, None) if self._rest is None else self._rest
-            if block is None:
+            block = self._load()
+            # A gap at the begin of a block is known only now.
+            if block is None or self._timeline.place(self._samples) != self.position:
                 return
-            count = len(block) if end is None else min(len(block), end - self.position)
+            ends = [len(block)]
+            if end is not None:
+                ends.append(end - self.position)
+            if (gap := self._timeline.find_gap(self._samples)) is not None:
+                ends.append(gap - self._samples)
+            count = min(ends)
             self._rest = block[count:] if count < len(block) else None
+            self._samples += count
             self.position += count
             yield block[:count]
+
+    def _load(self) -> FloatArray | None:
+        """Return the block that is read next; None at the end."""
+        if self._rest is None:
+            self._rest = next(self._blocks, None)
+            self.has_ended = self._rest is None
+        return self._rest
 
 
 def _find_position(source: Any) -> int | None:

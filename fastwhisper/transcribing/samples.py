@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias, cast
 import numpy as np
 
 from fastwhisper.errors import AudioError
+from fastwhisper.transcribing.timeline import Timeline
 from fastwhisper.whisper.filters import SAMPLE_RATE
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     import mlx.core as mx
 
-    from fastwhisper.transcribing.media import MediaSource
+    from fastwhisper.transcribing.inputs import MediaSource
 
     FloatArray: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
     AudioSource: TypeAlias = MediaSource | np.ndarray | mx.array
@@ -56,12 +57,15 @@ def load_audio(source: AudioSource, *, check: Callable[[], None] = never_cancel)
     return np.concatenate(list(read_blocks(source, check=check)))
 
 
-def read_blocks(source: AudioSource, *, check: Callable[[], None]) -> Iterator[FloatArray]:
+def read_blocks(
+    source: AudioSource, *, check: Callable[[], None], timeline: Timeline | None = None
+) -> Iterator[FloatArray]:
     """Read an audio in blocks of 30 s.
 
     Args:
         source: As for `load_audio`.
         check: Called between blocks; may raise to cancel.
+        timeline: Gets the late start and the gaps of a media file, which are not decoded.
 
     Yields:
         Mono samples at 16 kHz, nominally in [-1, 1]. Shape (480_000,), float32; the last block is
@@ -71,7 +75,7 @@ def read_blocks(source: AudioSource, *, check: Callable[[], None]) -> Iterator[F
         AudioError: The source is not audio, or can't be read; the message says which.
     """
     if isinstance(source, (str, os.PathLike)) or hasattr(source, "read"):
-        yield from _read_media(cast("MediaSource", source), check)
+        yield from _read_media(cast("MediaSource", source), timeline or Timeline(), check)
         return
     samples = to_samples(cast("np.ndarray", source))
     for start in range(0, len(samples), _BLOCK_SAMPLES):
@@ -79,13 +83,15 @@ def read_blocks(source: AudioSource, *, check: Callable[[], None]) -> Iterator[F
         yield samples[start : start + _BLOCK_SAMPLES]
 
 
-def _read_media(source: MediaSource, check: Callable[[], None]) -> Iterator[FloatArray]:
+def _read_media(
+    source: MediaSource, timeline: Timeline, check: Callable[[], None]
+) -> Iterator[FloatArray]:
     """Read a media file in blocks of 30 s, as `read_blocks` does."""
     from fastwhisper.transcribing.media import decode_media  # noqa: PLC0415  FFmpeg takes 0.1 s
 
     block = np.empty(_BLOCK_SAMPLES, np.float32)
     used = 0
-    for decoded in decode_media(source, check=check):
+    for decoded in decode_media(source, timeline, check=check):
         samples = decoded
         while len(samples):
             part = samples[: _BLOCK_SAMPLES - used]

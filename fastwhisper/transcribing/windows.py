@@ -128,8 +128,8 @@ class AudioWindows:
             decoder: It has begun.
             audio: The mel.
             prompt: Changed with each window.
-            offset_s: Seconds before the part of an audio. None for a whole audio, of which the
-                clips of the settings are decoded.
+            offset_s: When the part of an audio begins in the file, in seconds; None if the audio
+                begins with the file. Of the part, the clips of the settings are decoded.
         """
         self.audio = audio
         self._decoder = decoder
@@ -140,9 +140,7 @@ class AudioWindows:
         # Mel frames and seconds from one timestamp token to the next: 2 and 0.02 s.
         self._frames_per_step = WINDOW_FRAMES // decoder.model.dims.n_audio_ctx
         self._step_s = self._frames_per_step / FRAMES_PER_SECOND
-        self._clips = deque([(0, self._content_frames)])
-        if offset_s is None:
-            self._clips = self._read_clips()
+        self._clips = self._read_clips()
         self._seek = self._clips[0][0]
         self._last_speech_s = 0.0
 
@@ -188,12 +186,15 @@ class AudioWindows:
         return self._build_window(segments)
 
     def _read_clips(self) -> deque[tuple[int, int]]:
-        """Return the first frame and the end frame of each clip."""
-        points = [round(time_s * FRAMES_PER_SECOND) for time_s in self._settings.clip_timestamps]
-        if not points:
-            points = [0]
+        """Return the first frame and the end frame of each clip, in the part."""
+        offset_s = self._offset_s or 0.0
+        points = [
+            round((time_s - offset_s) * FRAMES_PER_SECOND)
+            for time_s in self._settings.clip_timestamps or (0.0,)
+        ]
         if len(points) % 2 == 1:
             points.append(self._content_frames)
+        points = [max(point, 0) for point in points]
         return deque(zip(points[::2], points[1::2], strict=True))
 
     def _bounds(self, end_frame: int) -> WindowBounds:

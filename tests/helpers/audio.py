@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+from fractions import Fraction
 from pathlib import Path
 from typing import Final
 
 import av
 import numpy as np
 
-__all__ = ["SAMPLE", "SAMPLE_RATE", "SENTENCE", "encode", "noise", "tone", "wav_bytes"]
+__all__ = ["SAMPLE", "SAMPLE_RATE", "SENTENCE", "encode", "encode_at", "noise", "tone", "wav_bytes"]
 
 SAMPLE_RATE: Final = 16_000
 """Samples a second of what Whisper hears."""
@@ -72,6 +73,42 @@ def encode(
         for source in (frame, None):
             for part in resampler.resample(source):
                 output.mux(stream.encode(part))
+        output.mux(stream.encode(None))
+
+
+def encode_at(
+    path: Path, pieces: dict[float, float], *, codec: str, container: str, picture: bool = False
+) -> None:
+    """Write tones at chosen times, and nothing between them.
+
+    Args:
+        path: Where to write.
+        pieces: Begin and length of each tone in seconds.
+        codec: FFmpeg's name of an audio codec that takes 48 kHz.
+        container: FFmpeg's name of the file format.
+        picture: Whether there is a video too, which begins at 0 s.
+    """
+    rate = 48_000
+    with av.open(str(path), "w", format=container) as output:
+        video = output.add_stream("mpeg4", rate=5, width=32, height=32) if picture else None
+        stream = output.add_stream(codec, rate=rate, layout="mono")
+        assert isinstance(stream, av.AudioStream)
+        size = stream.codec_context.frame_size or 960
+        if video is not None:
+            black = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+            black.pts, black.time_base = 0, Fraction(1, 5)
+            output.mux(video.encode(black.reformat(format="yuv420p")))
+            output.mux(video.encode(None))
+        for start_s, seconds in pieces.items():
+            values = (tone(seconds, rate=rate) * 32767).astype(np.int16)
+            for first in range(0, len(values) - size + 1, size):
+                frame = av.AudioFrame.from_ndarray(
+                    values[None, first : first + size], format="s16", layout="mono"
+                )
+                frame.sample_rate, frame.time_base = rate, Fraction(1, rate)
+                frame.pts = round(start_s * rate) + first
+                for part in av.AudioResampler(stream.format, "mono", rate).resample(frame):
+                    output.mux(stream.encode(part))
         output.mux(stream.encode(None))
 
 
