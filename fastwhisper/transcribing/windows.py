@@ -161,6 +161,8 @@ class AudioWindows:
             if self._seek < end_frame:
                 return self._bounds(end_frame)
             self._clips.popleft()
+            if self._clips:
+                self._seek = self._clips[0][0]
         return None
 
     def build_prompt(self) -> list[int]:

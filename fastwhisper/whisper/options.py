@@ -81,8 +81,7 @@ class DecodeSettings:
         prepend_punctuations: Punctuation that belongs to the word after it.
         append_punctuations: Punctuation that belongs to the word before it.
         clip_timestamps: Start, end, start, end … of clips in seconds; the last end may be missing.
-            As in mlx_whisper, decoding starts at the first start and does not skip the gap between
-            two clips. With `batch_size` above 1 or `vad_filter`, only the clips are decoded.
+            Only the clips are decoded, and no window goes beyond the end of its clip.
         hallucination_silence_threshold: With word times, skip silence longer than this many
             seconds around text that is probably invented.
         sample_len: Largest number of tokens of one window; None is half of the decoder's context.
@@ -147,7 +146,7 @@ class DecodeSettings:
         Raises:
             TypeError: An option does not exist, or has the wrong type.
             ValueError: An option is out of range, a language or task is unknown, `language` and
-                `languages` are both given, or clips go back where silences are cut.
+                `languages` are both given, or clips go back in time or overlap.
         """
         given: dict[str, object] = {"language": language, "task": task, "seed": seed, **options}
         names = [field.name for field in fields(cls)]
@@ -162,10 +161,10 @@ class DecodeSettings:
                 "give the one that is spoken, or those to detect among"
             )
         clips = settings.clip_timestamps
-        if (settings.batch_size > 1 or settings.vad_filter) and list(clips) != sorted(clips):
+        if list(clips) != sorted(clips):
             raise ValueError(
-                f"clip_timestamps={options['clip_timestamps']!r} go back in time; with batch_size "
-                "above 1 or vad_filter, give clips in order that do not overlap"
+                f"clip_timestamps={options['clip_timestamps']!r} go back in time; give clips in "
+                "order that do not overlap"
             )
         return settings
 

@@ -111,6 +111,13 @@ def categorical(logits, temp):
             precision""",
         ),
     ),
+    "clips": (
+        Change(
+            "transcribe.py",
+            "            while seek < seek_clip_end:\n",
+            "            seek = seek_clip_start\n            while seek < seek_clip_end:\n",
+        ),
+    ),
     "even attention": (
         Change(
             "timing.py",

@@ -524,6 +524,41 @@ def test_audio_without_a_window_gives_an_empty_one(
     assert summarize(windows, duration_s=1) == Transcription("", (), "en", 1)
 
 
+@pytest.mark.parametrize(
+    ("clips", "expected"),
+    [
+        ("0,2,8,11", [(0, 2), (8, 11)]),
+        ("0,2,2,4,35,70", [(0, 2), (2, 4), (35, 65), (65, 70)]),
+        ("1.5,3,64", [(1.5, 3), (64, 71)]),
+    ],
+)
+def test_each_clip_is_decoded_where_it_is(
+    english: Whisper,
+    monkeypatch: pytest.MonkeyPatch,
+    clips: str,
+    expected: list[tuple[float, float]],
+) -> None:
+    """Every window is the sound of a clip and then silence; between two clips nothing is heard."""
+    seen: list[tuple[float, float]] = []
+    real = WindowDecoder.encode
+
+    def encode(self: WindowDecoder, windows: Any) -> Any:
+        for ref in windows:
+            seen.append((ref.start_frame / 100, (ref.start_frame + ref.frames) / 100))
+            mel = np.array(ref.audio.window(ref.start_frame, ref.frames))
+            np.testing.assert_array_equal(mel[ref.frames :], 0)
+        return real(self, windows)
+
+    monkeypatch.setattr(WindowDecoder, "encode", encode)
+    audio = compute_mel(noise(71), n_mels=80)
+    options: dict[str, Any] = {"sample_len": 3, "temperature": 0.0, "without_timestamps": True}
+    windows = list(windows_of(english, audio, clip_timestamps=clips, **options))
+    segments = [segment for window in windows for segment in window.segments]
+    assert seen == expected
+    assert [window.end_s for window in windows] == [end_s for _, end_s in expected]
+    assert [(segment.start_s, segment.end_s) for segment in segments] == expected
+
+
 def test_a_clip_beyond_the_end_ends_with_the_audio(english: Whisper) -> None:
     """Where upstream would decode nothing for ever, the audio's end is the clip's."""
     audio = compute_mel(noise(2), n_mels=80)
