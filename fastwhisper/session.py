@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar, Unpack
+from typing import TYPE_CHECKING, Final, TypeVar, Unpack
 from weakref import WeakSet
 
 import anyio
@@ -37,6 +37,11 @@ __all__ = ["Session", "open"]
 
 T = TypeVar("T")
 
+_RULE: Final = (
+    "open(background=True) was left in another task than the one that entered it; leave it in the "
+    "same task, or open without background"
+)
+
 
 @asynccontextmanager
 @tasks.uninterrupted
@@ -51,7 +56,7 @@ async def open(
 
     Without `background` the block begins when the model is ready. It may be entered and left in
     different tasks. With `background` the block begins at once, `Session.wait_until_ready` waits,
-    and the block is a task group: it must be left in the task that entered it. Leaving the block
+    and the task that entered the block must leave it, as with a task group. Leaving the block
     cancels all work of the session, waits for it, and returns the memory.
 
     Args:
@@ -67,12 +72,14 @@ async def open(
         InvalidModelFormatError: A file of the model is broken.
         TokenizationFailedError: The bundled tokenizer does not fit the vocabulary.
         BackendMissingError: MLX has no backend on this machine.
+        RuntimeError: With `background`, another task has left the block.
     """
     task = await LoadTask.prepare(model, options, on_progress, overrides)
     session = Session(task)
     try:
         if task.options.background:
-            async with _loading_in_background(task):
+            load = partial(task.run_in_background, owned=True)
+            async with tasks.Beside(load, name=f"load {task.model_name}", rule=_RULE):
                 try:
                     yield session
                 finally:
@@ -83,37 +90,6 @@ async def open(
     finally:
         session.close()
         await session.settle()
-
-
-@asynccontextmanager
-@tasks.uninterrupted
-async def _loading_in_background(task: LoadTask) -> AsyncGenerator[None]:
-    """Run a load beside the block. Leaving the block cancels the load.
-
-    An exception of the block leaves as the same object, never in an `ExceptionGroup`.
-    """
-    failure: BaseException | None = None
-    try:
-        async with anyio.create_task_group() as group:
-            group.start_soon(
-                partial(task.run_in_background, owned=True), name=f"load {task.model_name}"
-            )
-            try:
-                yield
-            except anyio.get_cancelled_exc_class():
-                raise
-            except BaseException as error:  # noqa: BLE001  raised again below
-                failure = error
-            finally:
-                group.cancel_scope.cancel()
-    except BaseExceptionGroup as errors:
-        # Not an error of the load: KeyboardInterrupt, in a task that trio was running.
-        failure = tasks.first_error(errors)
-    if failure is not None:
-        try:
-            raise failure
-        finally:
-            del failure
 
 
 class Session:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextvars
 import sys
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import anyio
 import anyio.lowlevel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+    from types import TracebackType
 
 __all__ = [
+    "Beside",
     "first_error",
     "hold_interrupts",
     "on_this_loop",
@@ -61,6 +64,84 @@ async def side_by_side(*jobs: Callable[[], Coroutine[Any, Any, None]]) -> None:
 async def _run(job: Callable[[], Coroutine[Any, Any, None]]) -> None:
     # The first frame of a task decides whether trio interrupts it, also in the frames it calls.
     await job()
+
+
+class Beside:
+    """A coroutine function that runs beside an `async with` block, in a task of its own.
+
+    Leaving the block cancels the function, and waits for its end. An exception of the block leaves
+    as the same object, never in an `ExceptionGroup`.
+
+    The block has a task group's rule, but it is not one: the task that entered it must leave it.
+    Another task leaves the block of an async generator that was dropped. A task group would cancel
+    the task that entered it on asyncio, and end the event loop on trio. Here the function ends,
+    no other task is touched, and `RuntimeError` is raised.
+    """
+
+    def __init__(
+        self, function: Callable[[], Coroutine[Any, Any, None]], *, name: str, rule: str
+    ) -> None:
+        """Store what runs.
+
+        Args:
+            function: It is started when the block is entered.
+            name: Name of its task.
+            rule: Message of the `RuntimeError` when another task leaves the block.
+        """
+        self._function = function
+        self._name = name
+        self._rule = rule
+        self._scope = anyio.CancelScope()
+        self._ended = anyio.Event()
+        self._failure: BaseException | None = None
+
+    @uninterrupted
+    async def __aenter__(self) -> Self:
+        # The coroutine of the task: another task may get the task's id later.
+        self._owner = anyio.get_current_task().coro
+        self._task = _spawn(self._run, self._name)
+        return self
+
+    @uninterrupted
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._scope.cancel()
+        with anyio.CancelScope(shield=True):
+            await self._ended.wait()
+        if self._failure is not None:
+            raise self._failure
+        if anyio.get_current_task().coro is self._owner:
+            return
+        if isinstance(error, Exception):
+            error.add_note(self._rule)
+        elif error is None or isinstance(error, GeneratorExit):
+            raise RuntimeError(self._rule)
+
+    @uninterrupted
+    async def _run(self) -> None:
+        try:
+            with self._scope:
+                await self._function()
+        except anyio.get_cancelled_exc_class():
+            raise
+        except BaseException as error:  # noqa: BLE001  raised again where the block is left
+            self._failure = error
+        finally:
+            self._ended.set()
+
+
+def _spawn(function: Callable[[], Coroutine[Any, Any, None]], name: str) -> object:
+    """Start a task that is in no task group; whoever starts it waits for its end."""
+    native: Any = anyio.lowlevel.current_token().native_token
+    if hasattr(native, "run_sync_soon"):
+        return sys.modules["trio"].lowlevel.spawn_system_task(
+            function, name=name, context=contextvars.copy_context()
+        )
+    return native.create_task(function(), name=name)
 
 
 def first_error(errors: BaseException) -> BaseException:
