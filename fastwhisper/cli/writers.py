@@ -1,7 +1,8 @@
 """Writers of transcriptions as text files: txt, srt, vtt, tsv, json.
 
-For the same result they write the same bytes as mlx_whisper, but for what its writers leave
-unescaped: markup and arrows in subtitles, empty lines in a cue, line breaks in tsv.
+For the same result they write the same bytes as mlx_whisper, but for segments without text, which
+are left out, and for what its writers leave unescaped: markup and arrows in subtitles, empty lines
+in a cue, line breaks in tsv.
 
 Source:
     `writers.py` of mlx_whisper 0.4.3; WebVTT, W3C; SubRip.
@@ -118,7 +119,7 @@ def write(
     """Write a transcription to a text file.
 
     Args:
-        transcription: The transcription.
+        transcription: The transcription. Its segments without text are left out.
         format: txt, srt, vtt, tsv or json.
         file: A text file, open for writing, in UTF-8.
         max_line_width: Maximum characters of a line in a subtitle; needs word times.
@@ -135,6 +136,8 @@ def write(
         max_words_per_line=max_words_per_line or None,
         highlight_words=highlight_words,
     )
+    spoken = tuple(segment for segment in transcription.segments if segment.text.strip())
+    transcription = replace(transcription, segments=spoken)
     match format:
         case "txt":
             file.writelines(f"{segment.text.strip()}\n" for segment in transcription.segments)

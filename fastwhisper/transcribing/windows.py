@@ -9,10 +9,11 @@ Source:
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fastwhisper.transcribing.mel import FRAMES_PER_SECOND, WINDOW_FRAMES
+from fastwhisper.transcribing.times import bound_times, move_segment
 from fastwhisper.transcribing.words import (
     Draft,
     WindowBounds,
@@ -116,6 +117,20 @@ class Prompt:
             self._text.extend(segment.tokens)
 
 
+class _Clip(NamedTuple):
+    """What is decoded of an audio.
+
+    Attributes:
+        start_frame: First mel frame; one frame is 10 ms.
+        end_frame: The frame behind the last one.
+        end_s: Its end in seconds.
+    """
+
+    start_frame: int
+    end_frame: int
+    end_s: float
+
+
 class AudioWindows:
     """The windows of one audio, or of a part of it. Each decides where the next one begins."""
 
@@ -141,7 +156,7 @@ class AudioWindows:
         self._frames_per_step = WINDOW_FRAMES // decoder.model.dims.n_audio_ctx
         self._step_s = self._frames_per_step / FRAMES_PER_SECOND
         self._clips = self._read_clips()
-        self._seek = self._clips[0][0]
+        self._seek = self._clips[0].start_frame
         self._last_speech_s = 0.0
 
     @property
@@ -156,13 +171,11 @@ class AudioWindows:
     def propose(self) -> WindowBounds | None:
         """Return the bounds of the next window; None if there is none. Changes nothing else."""
         while self._clips:
-            # Without the end of the audio as a bound, a clip beyond it would never end.
-            end_frame = min(self._clips[0][1], self._content_frames)
-            if self._seek < end_frame:
-                return self._bounds(end_frame)
+            if self._seek < self._clips[0].end_frame:
+                return self._bounds(self._clips[0].end_frame)
             self._clips.popleft()
             if self._clips:
-                self._seek = self._clips[0][0]
+                self._seek = self._clips[0].start_frame
         return None
 
     def build_prompt(self) -> list[int]:
@@ -185,19 +198,21 @@ class AudioWindows:
         # go on after it.
         if self._seek <= bounds.start_frame:
             self._seek = bounds.start_frame + bounds.frames
-        return self._build_window(segments)
+        return self._build_window(segments, bounds)
 
-    def _read_clips(self) -> deque[tuple[int, int]]:
-        """Return the first frame and the end frame of each clip, in the part."""
+    def _read_clips(self) -> deque[_Clip]:
+        """Return the clips, in the part."""
+        duration_s = self.audio.duration_s
         offset_s = self._offset_s or 0.0
-        points = [
-            round((time_s - offset_s) * FRAMES_PER_SECOND)
-            for time_s in self._settings.clip_timestamps or (0.0,)
-        ]
-        if len(points) % 2 == 1:
-            points.append(self._content_frames)
-        points = [max(point, 0) for point in points]
-        return deque(zip(points[::2], points[1::2], strict=True))
+        times_s = [time_s - offset_s for time_s in self._settings.clip_timestamps or (0.0,)]
+        if len(times_s) % 2 == 1:
+            times_s.append(max(duration_s, times_s[-1]))
+        frames = [max(round(time_s * FRAMES_PER_SECOND), 0) for time_s in times_s]
+        return deque(
+            # Without the end of the audio as a bound, a clip beyond it would never end.
+            _Clip(start, min(end, self._content_frames), min(end_s, duration_s))
+            for start, end, end_s in zip(frames[::2], frames[1::2], times_s[1::2], strict=True)
+        )
 
     def _bounds(self, end_frame: int) -> WindowBounds:
         """Return the bounds of the window at `_seek`, in a clip that ends at `end_frame`."""
@@ -211,36 +226,25 @@ class AudioWindows:
             window_end_s=(start + WINDOW_FRAMES) / FRAMES_PER_SECOND,
         )
 
-    def _build_window(self, segments: list[Segment]) -> Window:
+    def _build_window(self, segments: list[Segment], bounds: WindowBounds) -> Window:
         """Build the result of a window."""
         tokens = [token for segment in segments for token in segment.tokens]
         text = [token for token in tokens if token < self._tokenizer.timestamp_begin]
-        end_s = min(self._seek, self._content_frames) / FRAMES_PER_SECOND
+        offset_s = self._offset_s or 0.0
+        end_s = offset_s + min(self._seek, self._content_frames) / FRAMES_PER_SECOND
+        if self._offset_s is not None:
+            segments = [move_segment(segment, offset_s) for segment in segments]
+        segments = bound_times(
+            segments,
+            begin_s=offset_s + bounds.start_s,
+            end_s=offset_s + self._clips[0].end_s,
+            next_s=end_s,
+        )
         return Window(
-            segments=tuple(segments if self._offset_s is None else map(self._shift, segments)),
+            segments=tuple(segments),
             language=self._decoder.language,
             text_utf8=self._tokenizer.decode_bytes(text),
-            end_s=end_s + (self._offset_s or 0.0),
-        )
-
-    def _shift(self, segment: Segment) -> Segment:
-        """Return a segment of the part at its times in the whole audio."""
-        offset_s = self._offset_s or 0.0
-
-        def shift(time_s: float) -> float:
-            # What the network places behind the part would overlap the next one.
-            return round(offset_s + min(time_s, self.audio.duration_s), 3)
-
-        words = segment.words and tuple(
-            replace(word, start_s=shift(word.start_s), end_s=shift(word.end_s))
-            for word in segment.words
-        )
-        return replace(
-            segment,
-            start_s=shift(segment.start_s),
-            end_s=shift(segment.end_s),
-            words=words,
-            seek_frames=segment.seek_frames + self.offset_frames,
+            end_s=end_s,
         )
 
     def _read_segments(

@@ -1,7 +1,8 @@
 """mlx_whisper with its faults put right: what our text, times and words are compared with.
 
 A copy of the installed package, changed at the few lines named here, and imported under another
-name. The package itself is not touched. Each correction has an entry in docs/differences.md.
+name. The package itself is not touched. Each correction has an entry in docs/differences.md. Only
+the bounds of times are left out of ours instead.
 """
 
 from __future__ import annotations
@@ -12,11 +13,20 @@ import importlib.util
 import shutil
 import sys
 import tempfile
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest.mock import patch
 
-__all__ = ["CORRECTIONS", "import_reference"]
+from fastwhisper.transcribing import windows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from fastwhisper.values import Segment
+
+__all__ = ["CORRECTIONS", "import_reference", "leave_out_bounds"]
 
 
 class Change(NamedTuple):
@@ -126,6 +136,17 @@ def categorical(logits, temp):
         ),
     ),
 }
+
+
+@contextmanager
+def leave_out_bounds() -> Iterator[None]:
+    """Leave our times as the network says them, also after the end, as mlx_whisper's are."""
+
+    def keep(segments: Sequence[Segment], **_: float) -> Sequence[Segment]:
+        return segments
+
+    with patch.object(windows, "bound_times", keep):
+        yield
 
 
 @cache

@@ -387,6 +387,22 @@ def test_times_are_the_whole_files(
         assert windows[-1].end_s == pytest.approx(end_s, abs=0.01)
 
 
+@pytest.mark.parametrize("seconds", [0.1, 1.2345])
+@pytest.mark.parametrize("words", [False, True])
+def test_text_behind_the_end_of_a_part_has_a_length(
+    model: Whisper, encoded: list[list[WindowRef]], seconds: float, *, words: bool
+) -> None:
+    """A network says times of up to 30 s. Its text lies inside of the part, in order."""
+    parts = [make_part(1, seconds), make_part(2, seconds), make_part(3, seconds)]
+    options = {**SHORT, "sample_len": 40, "word_timestamps": words}
+    spoken = [s for s in segments_of(decode_all(model, parts, **options)) if s.text]
+    spans = [(segment.start_s, segment.end_s) for segment in spoken]
+    assert {int(start_s) // 50 for start_s, _ in spans} == {1, 2, 3}
+    assert all(50 <= start_s < end_s for start_s, end_s in spans)
+    assert all(end_s <= 50 * (end_s // 50) + seconds for _, end_s in spans)
+    assert all(one[1] <= other[0] for one, other in itertools.pairwise(spans))
+
+
 def test_part_says_the_same_wherever_it_is(model: Whisper, encoded: list[list[WindowRef]]) -> None:
     """At another offset a segment has other times, and nothing else."""
     here = PARTS[3]
