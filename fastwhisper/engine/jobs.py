@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import threading
 import traceback
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
@@ -59,7 +60,7 @@ class Job(Generic[T]):
             self._value = function()
         except BaseException as error:  # noqa: BLE001  handed to the caller by result()
             # The error's frames hold arrays, and with the error and this job they are a cycle.
-            traceback.clear_frames(error.__traceback__)
+            _clear_frames(error)
             # A job that somebody waits for is stopped only when the interpreter exits.
             self._error = SystemExit() if isinstance(error, Stopped) else error
         finally:
@@ -85,6 +86,18 @@ class Job(Generic[T]):
     def forget(self) -> None:
         """Drop the outcome of a job that nobody waits for any more."""
         self._error = self._value = None
+
+
+def _clear_frames(error: BaseException) -> None:
+    """Clear the frames of a job that has raised an error.
+
+    An error that was raised before still names the frames of the tasks that it passed then. One of
+    them may wait for this job, and to clear a coroutine's frame ends the coroutine.
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if not frame.f_code.co_flags & (inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):
+            with contextlib.suppress(RuntimeError):  # a frame that runs: this one
+                frame.clear()
 
 
 class _Here(threading.local):

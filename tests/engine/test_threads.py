@@ -36,6 +36,21 @@ async def test_raises_what_the_function_raises() -> None:
     assert caught.value is error
 
 
+async def test_the_same_error_may_be_raised_again() -> None:
+    """An error that has passed the waiting task names its frames, and leaves them as they are."""
+    error = ZeroDivisionError("from the job")
+    kept = "of this task"
+
+    def fail() -> None:
+        raise error
+
+    for lane in (Lane.READ, Lane.COMPUTE, Lane.READ):
+        with anyio.fail_after(10), pytest.raises(ZeroDivisionError) as caught:
+            await threads.run(fail, lane)
+        assert caught.value is error
+    assert kept == "of this task"
+
+
 async def test_the_loop_runs_on_while_a_job_runs() -> None:
     """A job that takes its time leaves the event loop free."""
     release = threading.Event()
