@@ -12,7 +12,7 @@ import anyio
 from fastwhisper.engine import tasks, threads
 from fastwhisper.errors import ModelNotReadyError, SessionClosedError
 from fastwhisper.loading.load import LoadTask
-from fastwhisper.stream import SegmentStream, detach, detect_language
+from fastwhisper.stream import SegmentStream, detach, detect_language, warn_caller
 from fastwhisper.values import LoadOptions
 
 if TYPE_CHECKING:
@@ -208,6 +208,8 @@ class Session:
 
         self._load.readiness.model()
         settings = DecodeSettings.from_options(language=language, task=task, seed=seed, **options)
+        if settings.word_timestamps and settings.task == "translate":
+            warn_caller("word times of a translation may be unreliable")
         stream = SegmentStream(self._load, self._run, detach(audio), settings, on_progress)
         self._streams.add(stream)
         return stream

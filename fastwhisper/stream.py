@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import sys
+import warnings
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
+import anyio
 import anyio.lowlevel
 
 from fastwhisper.engine import tasks, threads
@@ -27,11 +29,14 @@ if TYPE_CHECKING:
 
     Run: TypeAlias = Callable[[Callable[[], Any], Lane], Coroutine[Any, Any, Any]]
 
-__all__ = ["SegmentStream", "detach", "detect_language"]
+__all__ = ["SegmentStream", "detach", "detect_language", "warn_caller"]
 
 
 class SegmentStream:
-    """The segments of one audio, window by window. `Session.stream` makes it."""
+    """The segments of one audio, window by window. `Session.stream` makes it.
+
+    One task at a time may wait for it; a second one gets `anyio.BusyResourceError`.
+    """
 
     def __init__(
         self,
@@ -47,7 +52,9 @@ class SegmentStream:
         self._settings = settings
         self._on_progress = on_progress
         self._open: tuple[Batches, PartReader] | None = None
+        self._failure: Exception | None = None
         self._has_ended = False
+        self._guard = anyio.ResourceGuard("waiting for")
         # Of a module that imports NumPy, so it is set when the audio is opened.
         self._summarize: Callable[..., Transcription] | None = None
         self._segments: deque[Segment] = deque()
@@ -64,7 +71,9 @@ class SegmentStream:
 
     @property
     def done_s(self) -> float:
-        """End of the audio that is decoded, in seconds."""
+        """End of the audio that is decoded, in seconds; at the end the length of the audio."""
+        if self._has_ended:
+            return self._duration_s
         return self._done[-1].end_s if self._done else 0.0
 
     @property
@@ -97,28 +106,31 @@ class SegmentStream:
             await anyio.lowlevel.checkpoint()
             self._load.readiness.model()
             return False
-        done = len(self._done)
-        while len(self._done) == done and not self._has_ended:
-            await self._go_on()
+        done, done_s = len(self._done), self.done_s
+        with self._guard:
+            while len(self._done) == done and not self._has_ended:
+                await self._go_on()
         if self._has_ended:
             self._open = None  # so that the mel is freed
-        if len(self._done) == done:
-            return False
-        if self._on_progress is not None:
+        has_window = len(self._done) > done
+        if self._on_progress is not None and (has_window or self.done_s > done_s):
             self._on_progress(TranscribeProgress(self.done_s, self._duration_s))
-        return True
+        return has_window
 
     async def _go_on(self) -> None:
         """Read parts, or decode a batch, or both side by side."""
         if self._open is None:
-            await self._run(self._read, Lane.READ)
-            return
+            self._open = await self._run(self._open_audio, Lane.READ)
         batches, reader = self._open
-        read = partial(self._run, partial(self._read, batches.missing), Lane.READ)
+        if batches.is_idle and self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        is_last = reader.is_done
         decode = partial(
-            self._run, partial(self._keep_next, batches, is_last=reader.is_done), Lane.COMPUTE
+            self._run, partial(self._keep_next, batches, is_last=is_last), Lane.COMPUTE
         )
-        if reader.is_done or not batches.missing:
+        read = partial(self._read, batches, reader)
+        if is_last or self._failure is not None or not batches.missing:
             await decode()
         elif batches.is_idle:
             await read()
@@ -135,15 +147,21 @@ class SegmentStream:
         self._done += windows
         self._segments.extend(segment for window in windows for segment in window.segments)
 
-    def _read(self, count: int | None = None) -> None:
-        """Read the next parts; None reads those of the first batch."""
-        if self._open is None:
-            # Kept before anything is read: after a cancel, the reader knows where it began.
-            self._open = self._open_audio()
-        batches, reader = self._open
-        for part in reader.read(batches.missing if count is None else count):
-            batches.add(part)
-        self._duration_s = reader.duration_s
+    async def _read(self, batches: Batches, reader: PartReader) -> None:
+        """Read parts. An error waits until the parts before it are decoded."""
+        try:
+            await self._run(partial(self._read_parts, batches, reader), Lane.READ)
+        except Exception as error:  # noqa: BLE001  raised by `_go_on`
+            self._failure = error
+
+    def _read_parts(self, batches: Batches, reader: PartReader) -> None:
+        """Read the parts of a batch, and keep each at once: what follows may fail."""
+        for _ in range(batches.missing):
+            for part in reader.read(1):
+                batches.add(part)
+            self._duration_s = reader.duration_s
+            if reader.is_done:
+                return
 
     def _open_audio(self) -> tuple[Batches, PartReader]:
         # Imported here, in one of the engine's threads: NumPy, and what decodes.
@@ -179,6 +197,14 @@ def _open_detection(task: LoadTask, audio: AudioSource) -> Callable[[], dict[str
     return lambda: language.detect_languages(
         task.readiness.model(), mel, fp16=fp16, check=threads.check
     )
+
+
+def warn_caller(message: str) -> None:
+    """Give a UserWarning that names the line outside of this package that called it."""
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_globals["__name__"].partition(".")[0] == "fastwhisper":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 def detach(audio: AudioSource) -> AudioSource:

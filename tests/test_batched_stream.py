@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ import pytest
 import fastwhisper
 from fastwhisper import AudioError, SessionClosedError, TranscribeProgress
 from fastwhisper.engine import tasks, threads
-from fastwhisper.transcribing import cuts
+from fastwhisper.transcribing import cuts, parts
 from fastwhisper.transcribing.mel import MelAudio
 from fastwhisper.transcribing.window_decoder import WindowDecoder
 from tests.helpers.audio import SAMPLE_RATE, wav_bytes
@@ -23,7 +24,7 @@ from tests.helpers.tiny_models import SPEAKING, write_babbler
 from tests.helpers.tones import ToneDetector, alternate, silence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from fastwhisper.stream import SegmentStream
@@ -106,8 +107,8 @@ async def test_progress_after_each_batch(model: Path) -> None:
     assert len(heard) == 3
     assert done == sorted(done)
     assert all(now.done_s <= now.duration_s <= 39 for now in heard)
-    assert heard[-1].done_s == pytest.approx(35.4, abs=0.05)
-    assert heard[-1].duration_s == 39.0
+    # The silence behind the last text is done too.
+    assert heard[-1] == TranscribeProgress(39.0, 39.0)
 
 
 async def test_silence_has_no_text(model: Path, encoded: list[int]) -> None:
@@ -121,7 +122,7 @@ async def test_silence_has_no_text(model: Path, encoded: list[int]) -> None:
             assert (found.text, found.segments, found.language) == ("", (), "en")
             assert found.duration_s == 100
     assert encoded == []
-    assert heard == [TranscribeProgress(0.0, 100.0)] * 2
+    assert heard == [TranscribeProgress(100.0, 100.0)] * 2
 
 
 async def test_stream_gives_a_batch_after_the_other(model: Path, encoded: list[int]) -> None:
@@ -150,28 +151,30 @@ async def test_leaving_the_session_between_batches(model: Path) -> None:
     assert stream.done_s > 0
 
 
-async def test_audio_that_breaks_off_fails_bare(
-    model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An error of the reader beside a batch is the error of the stream, and stops the batch."""
+async def test_audio_that_breaks_off(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text before the broken place comes first. Then the stream fails, at each call."""
     mine = AudioError("talk.wav", "broken")
-    real = ToneDetector.push
+    real = cuts.cut_at_silences
 
-    def push(detector: Any, samples: np.ndarray) -> np.ndarray:
-        if detector.seconds > 60:
-            raise mine
-        detector.seconds += len(samples) / SAMPLE_RATE
-        return real(detector, samples)
+    def break_off(*args: Any, **options: Any) -> Iterator[cuts.Cut]:
+        yield from itertools.islice(real(*args, **options), 7)
+        raise mine
 
-    monkeypatch.setattr(ToneDetector, "seconds", 0.0, raising=False)
-    monkeypatch.setattr(ToneDetector, "push", push)
+    monkeypatch.setattr(parts, "cut_at_silences", break_off)
     long = np.concatenate([TALK] * 4)
-    async with fastwhisper.open(model) as session:
-        stream = session.stream(long, vad_filter=True, batch_size=2, **SHORT)
-        with pytest.raises(AudioError) as caught:
-            [segment async for segment in stream]
-        assert caught.value is mine
-        assert (await session.transcribe(TALK, **SHORT)).segments
+    for batch_size in (1, 2, 8):
+        async with fastwhisper.open(model) as session:
+            options: Any = {**SHORT, "vad_filter": True, "batch_size": batch_size}
+            stream = session.stream(long, **options)
+            segments: list[Segment] = []
+            for _ in range(2):
+                with pytest.raises(AudioError) as caught:
+                    await collect(stream, segments)
+                assert caught.value is mine
+            assert len(segments) == 7
+            assert stream.so_far is not None
+            assert stream.so_far.segments == tuple(segments)
+            assert (await session.transcribe(TALK, **SHORT)).segments
 
 
 class Alarm:
@@ -245,5 +248,5 @@ async def test_few_parts_are_kept(model: Path) -> None:
             long, on_progress=count, vad_filter=True, batch_size=4, **SHORT
         )
     assert len(found.segments) == 40
-    assert len(kept) == 10
+    assert len(kept) == 11  # a batch each, and the silence at the end
     assert max(kept) <= 9

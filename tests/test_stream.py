@@ -9,6 +9,7 @@ import threading
 import weakref
 from contextlib import aclosing
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -26,11 +27,11 @@ from tests.helpers.tiny_models import SPEAKING, write_babbler
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     import numpy as np
 
     from fastwhisper.transcribing.window_decoder import WindowRef
+    from fastwhisper.values import Segment
 
 pytestmark = pytest.mark.anyio
 
@@ -169,6 +170,41 @@ async def test_an_mlx_array_is_heard_as_it_was_given(model: Path) -> None:
         stream = session.stream(samples, **SHORT)
         samples[:16_000] = 0
         assert [segment async for segment in stream] == list(expected.segments)
+
+
+async def test_a_second_task_is_refused(
+    model: Path, minute: np.ndarray, turnstile: Turnstile
+) -> None:
+    """Only one task may wait for a stream. It gets every segment, and then another one may wait."""
+    turnstile.hold_at = 0
+    segments: list[Segment] = []
+
+    async with fastwhisper.open(model) as session:
+        stream = session.stream(minute, **SHORT)
+
+        async def first() -> None:
+            segments.append(await anext(stream))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(first)
+            await turnstile.wait_until_reached()
+            with pytest.raises(anyio.BusyResourceError, match="already waiting for"):
+                await anext(stream)
+            turnstile.open.set()
+        segments += [segment async for segment in stream]
+    assert [segment.start_s for segment in segments] == [0.0, 30.0, 60.0]
+
+
+async def test_a_translation_with_words_warns_its_caller(model: Path) -> None:
+    """As upstream, word times of a translation come with a warning: at the line that asks."""
+    options: Any = {**SHORT, "task": "translate", "word_timestamps": True}
+    async with fastwhisper.open(model) as session:
+        with pytest.warns(UserWarning, match="translation") as caught:
+            await session.transcribe(noise(1), **options)
+        with pytest.warns(UserWarning, match="translation") as streamed:
+            session.stream(noise(1), **options)
+    for warning in (*caught, *streamed):
+        assert Path(warning.filename) == Path(__file__)
 
 
 async def test_nothing_runs_between_two_segments(

@@ -7,7 +7,6 @@ encoded and decoded without knowledge of the others, so a batch may hold windows
 
 from __future__ import annotations
 
-import warnings
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -117,8 +116,6 @@ class Batches:
             is_first = not self._decoder.language
             settings = self._decoder.settings
             if is_first:
-                if settings.word_timestamps and settings.task == "translate":
-                    warnings.warn("word times of a translation may be unreliable", stacklevel=2)
                 self._decoder.begin(waiting.audio)
             if self._prompt is None or self._size > 1:
                 # In a batch no window waits for the text before it.

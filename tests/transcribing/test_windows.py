@@ -292,19 +292,6 @@ def test_no_token_is_longer_than_the_cut_assumes(n_vocab: int) -> None:
     assert max(map(len, tokenizer.vocabulary)) <= 128
 
 
-def test_translated_words_warn(models: dict[bool, Whisper]) -> None:
-    """As upstream, word times of a translation come with a warning."""
-    windows = windows_of(
-        models[True],
-        compute_mel(noise(1), n_mels=80),
-        task="translate",
-        word_timestamps=True,
-        sample_len=3,
-    )
-    with pytest.warns(UserWarning, match="translation"):
-        next(windows)
-
-
 def test_each_next_is_one_window(english: Whisper) -> None:
     """The first window comes before the second is decoded, and says how far it went."""
     checks: list[None] = []
