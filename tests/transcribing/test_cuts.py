@@ -300,3 +300,16 @@ def test_memory_does_not_grow(tones: None, skip: bool) -> None:  # noqa: FBT001 
         return peak
 
     assert measure(180) < measure(3) + 1_000_000
+
+
+@pytest.mark.parametrize("level_db", [-40, -50, -65])
+def test_quiet_speech_is_speech(level_db: float) -> None:
+    """A sentence in 16 bits is found at any level, and the noise of a quiet room is not speech."""
+    samples = load_audio(SAMPLE)
+    loud = cut(samples, skip=True)
+    quiet = cut(np.round(samples * 10 ** (level_db / 20) * 2**15) / 2**15, skip=True)
+    assert len(quiet) == len(loud)
+    for ours, theirs in zip(quiet, loud, strict=True):
+        assert ours.start_sample == pytest.approx(theirs.start_sample, abs=SAMPLE_RATE)
+        assert len(ours.samples) > 0.8 * len(theirs.samples)
+    assert cut(10 ** (level_db / 20) * WHITE_NOISE, skip=True) == []
