@@ -27,6 +27,7 @@ LAYERS = {
     "compat": 7,
     "quantizing": 7,
     "cli": 8,
+    "freezing": 8,
     "__main__": 9,
     "__init__": 10,
 }

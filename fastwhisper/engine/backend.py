@@ -9,8 +9,9 @@ import importlib.util
 import os
 import sys
 import threading
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from fastwhisper.engine import blas
 from fastwhisper.errors import BackendMissingError
@@ -18,7 +19,10 @@ from fastwhisper.errors import BackendMissingError
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["import_computing", "import_mlx", "may_have_gpu"]
+__all__ = ["FREEZE", "import_computing", "import_mlx", "is_frozen", "may_have_gpu"]
+
+FREEZE: Final = "freeze it again: pyinstaller --collect-all mlx --collect-all fastwhisper"
+"""Advice for a frozen program that lacks files."""
 
 _prepare_lock = threading.Lock()
 _is_prepared = False
@@ -28,8 +32,8 @@ def import_mlx() -> Any:
     """Import `mlx.core`, after a fast BLAS if there is one.
 
     Raises:
-        BackendMissingError: MLX is installed without a backend for this machine, or
-            `FASTWHISPER_BLAS` names a file that can't be loaded.
+        BackendMissingError: MLX is installed without a backend for this machine, or a frozen
+            program lacks files of MLX, or `FASTWHISPER_BLAS` names a file that can't be loaded.
     """
     global _is_prepared  # noqa: PLW0603  once for the process, like the import
     with _prepare_lock:
@@ -39,9 +43,11 @@ def import_mlx() -> Any:
                 _load_library()
             _is_prepared = True
     try:
-        return importlib.import_module("mlx.core")
+        module = importlib.import_module("mlx.core")
     except ImportError as error:
-        if sys.platform == "linux":
+        if is_frozen():
+            advice = f"this program is frozen without files of MLX; {FREEZE}"
+        elif sys.platform == "linux":
             advice = (
                 "on Linux MLX's backend is an extra: pip install 'fastwhisper[cpu]', or "
                 "[cuda12] or [cuda13] with an NVIDIA GPU"
@@ -49,16 +55,43 @@ def import_mlx() -> Any:
         else:
             advice = "MLX needs Apple silicon with macOS, or Linux; pip install fastwhisper"
         raise BackendMissingError(f"MLX can't be imported ({error}): {advice}") from error
+    _check_kernels()
+    return module
 
 
 def import_computing(name: str) -> ModuleType:
     """Import a module that imports MLX at its top. Called in an engine thread.
 
     Raises:
-        BackendMissingError: MLX has no backend for this machine.
+        BackendMissingError: MLX has no backend for this machine, or a frozen program lacks the
+            module.
     """
     import_mlx()
-    return importlib.import_module(name)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if not is_frozen():
+            raise
+        raise BackendMissingError(
+            f"this program is frozen without the module {error.name}; {FREEZE}"
+        ) from error
+
+
+def is_frozen() -> bool:
+    """Return whether this is a program made by PyInstaller or a like tool."""
+    return bool(getattr(sys, "frozen", False))
+
+
+@cache
+def _check_kernels() -> None:
+    """Raise BackendMissingError if a frozen program on a Mac lacks the file of Metal's kernels."""
+    root = getattr(sys, "_MEIPASS", None)
+    if sys.platform == "darwin" and is_frozen() and root is not None:
+        kernels = next(Path(root).rglob("mlx.metallib"), None)
+        if kernels is None:
+            raise BackendMissingError(
+                f"this program is frozen without mlx.metallib, the kernels of MLX; {FREEZE}"
+            )
 
 
 def may_have_gpu() -> bool:

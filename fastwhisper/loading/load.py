@@ -142,13 +142,14 @@ class LoadTask:
         Raises:
             ModelNotFoundError: No model can have this name.
             QuantizedModelNotAvailableError: There is no such precision.
+            BackendMissingError: fastwhisper's own files are missing.
         """
         tasks.hold_interrupts()
         options = dataclasses.replace(options, **overrides)
         # Import the network while the files are located, without waiting. During the read, an
         # import would slow down page faults. If it fails, the build raises the same error.
         threads.submit(partial(backend.import_computing, "fastwhisper.whisper.params"), Lane.READ)
-        await threads.run(partial(find.check_form, model, options.quant), Lane.FILES)
+        await threads.run(partial(stages.check_start, model, options.quant), Lane.FILES)
         return cls(model, options, on_progress, quant_given="quant" in overrides)
 
     @tasks.uninterrupted

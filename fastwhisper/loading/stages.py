@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import logging
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from fastwhisper.checkpoint.inspection import (
@@ -17,18 +19,28 @@ from fastwhisper.checkpoint.inspection import (
 )
 from fastwhisper.checkpoint.word_loss import word_error_cost
 from fastwhisper.engine import threads
-from fastwhisper.engine.backend import import_computing
-from fastwhisper.errors import InvalidModelFormatError, TokenizationFailedError
-from fastwhisper.sources import converted, verified
+from fastwhisper.engine.backend import FREEZE, import_computing, is_frozen
+from fastwhisper.errors import (
+    BackendMissingError,
+    InvalidModelFormatError,
+    TokenizationFailedError,
+)
+from fastwhisper.sources import converted, find, verified
 from fastwhisper.whisper.languages import VOCAB_WITHOUT_LANGUAGES
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from fastwhisper.checkpoint.plan import Checkpoint
+    from fastwhisper.values import WhisperModel
 
-__all__ = ["check_text", "confirm", "inspect", "prepare_text", "warn_of_word_errors"]
+__all__ = ["check_start", "check_text", "confirm", "inspect", "prepare_text", "warn_of_word_errors"]
 
+_PACKAGE: Final = Path(__file__).parents[1]
+_DATA: Final = (
+    "whisper/data/gpt2.tiktoken",
+    "whisper/data/multilingual.tiktoken",
+    "whisper/data/mel_filters.npz",
+    "transcribing/data/silero_vad_16k.npz",
+)
 _MEL_FILTERS: Final = (80, 128)
 _WINDOW_POSITIONS: Final = 1500
 _WARN_POINTS: Final = 0.5
@@ -53,6 +65,21 @@ def inspect(path: Path) -> Checkpoint:
         _logger.warning("the converted copy of %s is broken and is made again: %s", path, error)
         converted.discard(copy)
         return checkpoint
+
+
+def check_start(model: WhisperModel | str | os.PathLike[str], quant: str) -> None:
+    """Check a model's name, a precision, and that fastwhisper's own data files are there.
+
+    Raises:
+        ModelNotFoundError: No model can have this name.
+        QuantizedModelNotAvailableError: There is no such precision.
+        BackendMissingError: A data file is missing, as in a program that was frozen without them.
+    """
+    find.check_form(model, quant)
+    missing = [name for name in _DATA if not os.path.isfile(_PACKAGE / name)]  # noqa: PTH113  faster
+    if missing:
+        advice = FREEZE if is_frozen() else "install fastwhisper again"
+        raise BackendMissingError(f"fastwhisper lacks its own {', '.join(missing)}; {advice}")
 
 
 def check_text(checkpoint: Checkpoint) -> None:
