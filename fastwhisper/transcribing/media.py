@@ -44,6 +44,9 @@ _PLACE_S: Final = 1.0
 
 _SHOWN_PLACES: Final = 3
 
+_HELD_S: Final = 10.0
+"""Of a longer Ogg page, each part of so many seconds has a time."""
+
 
 def decode_media(
     source: MediaSource, timeline: Timeline, *, check: Callable[[], None]
@@ -216,7 +219,11 @@ def _time_pages(frames: Iterator[_Decoded], stream: av.AudioStream) -> Iterator[
     Source:
         RFC 3533, section 6, the granule position; RFC 7845, section 4.
     """
-    pages = (list(page) for _, page in groupby(frames, key=lambda one: one.page))
+    # A page of silence may be minutes long, which would be held in memory as a whole.
+    pages = (
+        list(page)
+        for _, page in groupby(frames, key=lambda one: (one.page, (one.time_s or 0.0) // _HELD_S))
+    )
     for page, following in _pair_with_next(pages):
         end_s = following[0].time_s if following else _find_end_s(stream)
         left_s = sum(one.duration_s for one in page)
