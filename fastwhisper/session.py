@@ -175,7 +175,8 @@ class Session:
             SessionClosedError: The session was left, before or during the call.
             AudioError: The audio can't be used.
             TypeError: An option does not exist, or has the wrong type.
-            ValueError: An option is out of range, or the language is unknown.
+            ValueError: An option is out of range, or the model does not know the language, the
+                task or a token.
         """
         stream = self.stream(
             audio, language=language, task=task, seed=seed, on_progress=on_progress, **options
@@ -204,10 +205,12 @@ class Session:
         `transcribe`. Arguments are checked here, the audio at the first segment. An exception from
         `on_progress` is raised by the `anext` that decoded the window.
         """
-        from fastwhisper.whisper.options import DecodeSettings  # noqa: PLC0415  not needed to load
+        from fastwhisper.whisper.start import read_settings  # noqa: PLC0415  not needed to load
 
-        self._load.readiness.model()
-        settings = DecodeSettings.from_options(language=language, task=task, seed=seed, **options)
+        dims = self._load.readiness.model().dims
+        settings = read_settings(
+            dims.n_vocab, dims.n_text_ctx, language=language, task=task, seed=seed, **options
+        )
         if settings.word_timestamps and settings.task == "translate":
             warn_caller("word times of a translation may be unreliable")
         stream = SegmentStream(self._load, self._run, detach(audio), settings, on_progress)
@@ -217,8 +220,9 @@ class Session:
     async def detect_language(self, audio: AudioSource) -> Mapping[str, float]:
         """Compute how probable each language is in the first 30 s. Always a cancellation point.
 
-        No more than the first 30 s are decoded, and their level is measured without the rest.
-        `transcribe` knows the whole audio, so its probabilities may differ a little.
+        If these are silence, the next 30 s decide, and so on. What follows is not decoded, and the
+        level is measured without it. `transcribe` knows the whole audio, so its probabilities may
+        differ a little.
 
         Args:
             audio: As for `transcribe`. A file object that can't seek is read to its end.

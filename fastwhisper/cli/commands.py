@@ -27,15 +27,17 @@ from fastwhisper.errors import (
     AudioError,
     HubUnavailableError,
     InvalidModelFormatError,
+    ModelNotFoundError,
     TokenizationFailedError,
 )
 from fastwhisper.loading import stages
 from fastwhisper.quantizing import make
 from fastwhisper.session import open as open_session
 from fastwhisper.sources import converted, find
-from fastwhisper.sources.table import parse_model
+from fastwhisper.sources.table import TEXT_CONTEXT, count_tokens, parse_model
 from fastwhisper.values import LoadOptions, LoadOverrides, Progress, Quantization, WhisperModel
 from fastwhisper.whisper.options import DecodeSettings
+from fastwhisper.whisper.start import read_settings
 
 if TYPE_CHECKING:
     import argparse
@@ -61,7 +63,7 @@ _DTYPES: Final[dict[bool | None, DtypeName | None]] = {
 def find_wrong_option(options: argparse.Namespace) -> str | None:
     """Return what is wrong with options of `transcribe` that argparse accepts, or None."""
     try:
-        DecodeSettings.from_options(**_decode_options(options))
+        _check_decode_options(options)
     except ValueError as error:
         return str(error)
     if not getattr(options, "word_timestamps", False):
@@ -153,7 +155,7 @@ async def _transcribe_file(
     )
     try:
         async for segment in stream:
-            if options.verbose:
+            if options.verbose and segment.text:
                 printer.print(segment.text.strip())
     finally:
         # Also when interrupted: what has been decoded is written, and the file is whole.
@@ -166,6 +168,16 @@ def _decode_options(options: argparse.Namespace) -> dict[str, Any]:
     """Return the options of `Session.stream` that were given."""
     names = DecodeSettings.__dataclass_fields__
     return {name: value for name, value in vars(options).items() if name in names}
+
+
+def _check_decode_options(options: argparse.Namespace) -> None:
+    """Check options before a model is loaded; against it too, if its name says what it knows."""
+    given = _decode_options(options)
+    DecodeSettings.from_options(**given)
+    with suppress(ModelNotFoundError):  # opening it says so, with advice
+        model = parse_model(options.model)
+        if isinstance(model, WhisperModel):
+            read_settings(count_tokens(model), TEXT_CONTEXT, **given)
 
 
 def pull(options: argparse.Namespace) -> int:

@@ -19,7 +19,18 @@ from fastwhisper.values import Quantization, WhisperModel
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["parse_model", "parse_quantization", "resolve_repo", "sibling_repo", "suggest"]
+__all__ = [
+    "TEXT_CONTEXT",
+    "count_tokens",
+    "parse_model",
+    "parse_quantization",
+    "resolve_repo",
+    "sibling_repo",
+    "suggest",
+]
+
+TEXT_CONTEXT: Final = 448
+"""Decoder positions of each model of the table, `n_text_ctx` of its dimensions."""
 
 _STEM: Final = "mlx-community/whisper-"
 _TABLE_SUFFIX: Final = {
@@ -114,6 +125,13 @@ def resolve_repo(
     precision = parse_quantization(name, quant)
     infix = "" if name is WhisperModel.LARGE_TURBO else "-mlx"
     return f"{_STEM}{name}{infix}{_TABLE_SUFFIX[precision]}"
+
+
+def count_tokens(model: WhisperModel) -> int:
+    """Return the number of tokens of a model of the table, `n_vocab` of its dimensions."""
+    if model.endswith(".en"):
+        return 51864
+    return 51866 if model in {WhisperModel.LARGE_V3, WhisperModel.LARGE_TURBO} else 51865
 
 
 def sibling_repo(model: WhisperModel | str, quant: Quantization | str) -> str | None:

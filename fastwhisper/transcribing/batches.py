@@ -85,8 +85,6 @@ class Batches:
 
         Returns:
             The windows that are done and whose predecessors are done; none if there is none yet.
-            The first call raises ValueError when the network does not know the language or a token
-            of the settings.
         """
         self._take_parts()
         proposed = [(part, bounds) for part in self._parts if (bounds := part.propose())]

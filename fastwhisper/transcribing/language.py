@@ -1,7 +1,8 @@
-"""The first 30 s of an audio -> how probable each language is."""
+"""The first 30 s of an audio with sound -> how probable each language is."""
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from fastwhisper.transcribing.mel import compute_mel
@@ -20,11 +21,14 @@ __all__ = ["compute_first_mel", "detect_languages"]
 
 
 def compute_first_mel(source: AudioSource, *, n_mels: int, check: Callable[[], None]) -> MelAudio:
-    """Compute the mel of the first 30 s of an audio. What follows them is not decoded.
+    """Compute the mel of the first 30 s with sound, or of silence if there is nothing else.
 
-    Arguments and errors are those of `compute_mel`.
+    What follows them is not decoded. Arguments and errors are those of `compute_mel`.
     """
-    return compute_mel(next(read_blocks(source, check=check)), n_mels=n_mels, check=check)
+    mels = (compute_mel(block, n_mels=n_mels) for block in read_blocks(source, check=check))
+    first = next(mels)
+    sounds = (mel for mel in chain([first], mels) if mel.find_sound() is not None)
+    return next(sounds, first)
 
 
 def detect_languages(

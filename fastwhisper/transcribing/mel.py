@@ -37,6 +37,9 @@ _WINDOW_SAMPLES: Final = WINDOW_FRAMES * _HOP_SAMPLES
 _SILENCE: Final = 1e-10
 """The lowest energy."""
 
+_SOUND: Final = 1.25
+"""What sound has more than silence: 50 of the 80 dB that are kept, in scaled log10 energies."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MelAudio:
@@ -80,6 +83,19 @@ class MelAudio:
             parts.append(mx.repeat(self.silence, missing, axis=0))
         mel = parts[0] if len(parts) == 1 else mx.concatenate(parts)
         return mx.pad(mel, [(0, WINDOW_FRAMES - frames), (0, 0)])
+
+    def find_sound(self) -> int | None:
+        """Return the number of the first block with 1 s of sound, or of the one with most.
+
+        Sound is what is less than 30 dB below the loudest frame. None if all blocks are silence.
+        """
+        counts = []
+        for number, block in enumerate(self.blocks):
+            sound = block.max(axis=1) > self.silence.max() + _SOUND
+            counts.append(np.count_nonzero(sound))
+            if counts[number] >= FRAMES_PER_SECOND:
+                return number
+        return counts.index(max(counts)) if any(counts) else None
 
 
 def compute_mel(

@@ -15,7 +15,7 @@ import mlx.core as mx
 from fastwhisper.transcribing.mel import WINDOW_FRAMES
 from fastwhisper.whisper import cpu_encoder
 from fastwhisper.whisper.decoding import Decoder, detect_language
-from fastwhisper.whisper.languages import LANGUAGES
+from fastwhisper.whisper.start import MAX_TOKEN_BYTES
 from fastwhisper.whisper.tokenizer import Tokenizer, read_tokenizer
 
 if TYPE_CHECKING:
@@ -30,9 +30,6 @@ __all__ = ["WindowDecoder", "WindowRef"]
 
 _ENCODED_TOGETHER: Final = 4
 """Windows that a GPU encodes at once. More take as long for each, and cancelling waits for them."""
-
-_MAX_TOKEN_BYTES: Final = 128
-"""Bytes of the longest token of the vocabularies."""
 
 
 class WindowRef(NamedTuple):
@@ -81,15 +78,11 @@ class WindowDecoder:
             self._encoder = partial(cpu_encoder.encode, model.encoder)
 
     def begin(self, audio: MelAudio) -> None:
-        """Check the settings, and detect the language in the first 30 s unless it is given.
+        """Detect the language, unless it is given.
 
         Args:
-            audio: The mel of the audio, or of its first part.
-
-        Raises:
-            ValueError: The network does not know the language or a token of the settings.
+            audio: The mel of the audio, or of its first part with speech.
         """
-        self._check_settings()
         if self.settings.language is not None:
             self.language = self.settings.language
             return
@@ -112,41 +105,11 @@ class WindowDecoder:
     def _decoder(self) -> Decoder:
         return Decoder(self.model, self.tokenizer, self.settings, check=self.check)
 
-    def _check_settings(self) -> None:
-        """Check that the network knows the languages and the tokens of the settings."""
-        self._check_languages()
-        # A token beyond the embedding would read memory that is not the embedding's.
-        n_vocab = self.model.dims.n_vocab
-        for name in ("prefix", "suppress_tokens"):
-            tokens = getattr(self.settings, name)
-            if isinstance(tokens, tuple) and any(token >= n_vocab for token in tokens):
-                raise ValueError(
-                    f"{name}={tokens!r}: this model has {n_vocab} tokens, the last is {n_vocab - 1}"
-                )
-
-    def _check_languages(self) -> None:
-        """Check that the network knows the languages of the settings."""
-        settings = self.settings
-        if not self.model.is_multilingual:
-            if settings.languages is not None and "en" not in settings.languages:
-                raise ValueError(
-                    f"languages={settings.languages!r}: this model knows English only; "
-                    "use a multilingual one, or leave languages out"
-                )
-            return
-        known = list(LANGUAGES)[: self.model.num_languages]
-        for code in settings.languages or filter(None, [settings.language]):
-            if code not in known:
-                raise ValueError(
-                    f"this model does not know {LANGUAGES[code]} ({code}); "
-                    f"it knows {', '.join(known)}"
-                )
-
     def encode_prompt(self, text: str) -> list[int]:
         """Encode an initial prompt, and return its last `max_prompt_tokens` tokens at most."""
         count = self.max_prompt_tokens
-        # A token has 128 bytes at most. Encoding only the end saves seconds for a long text.
-        end = f" {text.strip()}"[-_MAX_TOKEN_BYTES * count :]
+        # Encoding only the end saves seconds for a long text.
+        end = f" {text.strip()}"[-MAX_TOKEN_BYTES * count :]
         return self.tokenizer.encode(end)[-count:]
 
     def encode(self, windows: Sequence[WindowRef]) -> mx.array:
@@ -201,12 +164,13 @@ class WindowDecoder:
     def detect_language(self, audio: MelAudio) -> dict[str, float]:
         """Compute the probability, 0 to 1, of each language that the network knows, by its code.
 
-        The first 30 s decide.
+        The 30 s from the first sound on decide.
         """
         if not self.model.is_multilingual:
             return {"en": 1.0}
         # A shorter audio is encoded together with the silence after it.
-        features = self.encode([WindowRef(audio, 0, WINDOW_FRAMES)])
+        start_frame = (audio.find_sound() or 0) * WINDOW_FRAMES
+        features = self.encode([WindowRef(audio, start_frame, WINDOW_FRAMES)])
         n_vocab = self.model.dims.n_vocab
         tokenizer = read_tokenizer(n_vocab, language="en", task="transcribe")
         return detect_language(self.model, features[0], tokenizer)

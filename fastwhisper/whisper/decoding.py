@@ -19,6 +19,7 @@ import mlx.core as mx
 
 from fastwhisper.whisper.attention import DecoderCache
 from fastwhisper.whisper.rules import Rules
+from fastwhisper.whisper.start import build_start
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -108,6 +109,7 @@ class Decoder:
         self._settings = settings
         self._check = check
         self._rules = Rules(tokenizer, settings, model.dims)
+        self._start = build_start(tokenizer, settings, n_text_ctx=model.dims.n_text_ctx)
 
     def decode(
         self, features: mx.array, prompts: Sequence[Sequence[int]], keys: Sequence[mx.array]
@@ -249,28 +251,11 @@ class Decoder:
 
     def _first_tokens(self, prompt: Sequence[int]) -> tuple[int, list[int]]:
         """Return where the transcript starts in the decoder's first tokens, and these tokens."""
-        tokenizer, settings = self._tokenizer, self._settings
         half = self._model.dims.n_text_ctx // 2
-        start = list(tokenizer.sot_sequence)
-        if settings.without_timestamps:
-            start.append(tokenizer.no_timestamps)
-        if settings.prefix:
-            prefix = settings.prefix
-            if isinstance(prefix, str):
-                prefix = tuple(tokenizer.encode(" " + prefix.strip()))
-            # With `sample_len`, the last (half - sample_len) tokens of the prefix are kept.
-            # Without it, `room` is 0, and `prefix[-0:]` is the whole prefix, as in OpenAI's code.
-            room = half - (settings.sample_len or half)
-            start += prefix[-room:]
-        before = [tokenizer.sot_prev, *prompt[-(half - 1) :]] if prompt else []
-        room = self._model.dims.n_text_ctx - len(before)
-        if len(start) > room:
-            raise ValueError(
-                f"the prefix has too many tokens: they begin each window together with "
-                f"{len(before)} tokens of the text before, and {room} have room; shorten it, or "
-                f"give sample_len, which keeps its end"
-            )
-        return len(before), [*before, *start]
+        # A prefix that leaves less than half of the context shortens the text before.
+        room = min(half, self._model.dims.n_text_ctx - len(self._start)) - 1
+        before = [self._tokenizer.sot_prev, *prompt[-room:]] if prompt and room > 0 else []
+        return len(before), [*before, *self._start]
 
 
 def _take(audio: list[KeyValues], windows: list[int]) -> list[KeyValues]:

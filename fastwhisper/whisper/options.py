@@ -59,7 +59,7 @@ class DecodeSettings:
     """The checked options of one transcription, with a value for each. `from_options` builds it.
 
     Attributes:
-        language: Code of the spoken language; None detects it in the first 30 s.
+        language: Code of the spoken language; None detects it in the first 30 s with sound.
         languages: Codes of the languages to detect among; None detects among all that the network
             knows.
         task: "transcribe" writes in the spoken language, "translate" in English.

@@ -150,18 +150,21 @@ class Tokenizer:
         Raises:
             ValueError: The text contains a special token.
         """
-        if "<|" in text:
-            named = (f"<|{name}|>" for name in self.special_tokens)
-            special = next((name for name in named if name in text), None)
-            if special is not None or _TIME.search(text):
-                shown = special or "of a timestamp"
-                raise ValueError(f"the text contains the special token {shown}; remove it")
+        if (special := self.find_special(text)) is not None:
+            raise ValueError(f"the text contains the special token {special}; remove it")
         # A pair of surrogates becomes its character, a lone surrogate is replaced.
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         tokens: list[int] = []
         for match in _PIECES.finditer(_to_ascii(text)):
             tokens += _merge(text[match.start() : match.end()].encode(), self._ranks)
         return tokens
+
+    def find_special(self, text: str) -> str | None:
+        """Return the first special token that is written out in a text, such as <|en|>, or None."""
+        for match in _SPECIAL.finditer(text):
+            if match[1] in self.special_tokens or _TIME.fullmatch(match[1]):
+                return match[0]
+        return None
 
     def decode_bytes(self, tokens: Iterable[int]) -> bytes:
         """Return the bytes of tokens. Timestamps have none; a special token's are its name."""
@@ -229,7 +232,8 @@ def _read(name: str) -> tuple[bytes, ...]:
     return tuple(a2b_base64(line.partition(b" ")[0]) for line in lines)
 
 
-_TIME: Final = re.compile(r"<\|(?:[12]?[0-9]\.[0-9][02468]|30\.00)\|>")
+_SPECIAL: Final = re.compile(r"<\|([a-z]+|[0-9.]+)\|>")
+_TIME: Final = re.compile(r"[12]?[0-9]\.[0-9][02468]|30\.00")
 
 
 def _to_ascii(text: str) -> str:

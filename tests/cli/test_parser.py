@@ -12,6 +12,8 @@ import pytest
 from fastwhisper.cli import commands, parser
 from fastwhisper.errors import AudioError, ModelNotFoundError
 from fastwhisper.session import Session
+from fastwhisper.sources import table
+from fastwhisper.values import WhisperModel
 from fastwhisper.whisper.options import DecodeSettings
 from tests.helpers.command import run_command as run
 from tests.helpers.interpreter import run_python
@@ -178,6 +180,32 @@ def test_wrong_flags_are_refused_before_anything_is_opened(
     err = capsys.readouterr().err
     assert err.startswith("usage: fastwhisper")
     assert message in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model", "tiny.en", "--language", "es"], "knows English only, not spanish"),
+        (["--model", "whisper-tiny.en", "--task", "translate"], "knows English only"),
+        (["--model", "small", "--language", "yue"], "does not know cantonese"),
+        (["--model", "turbo", "--initial-prompt", "<|notimestamps|>"], "special token"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_what_a_named_model_can_not_do_is_refused_before_it_is_opened(
+    flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A name of the table says enough; the model need not be on this machine."""
+    assert run("transcribe", "a.wav", *flags) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_names_of_the_table_say_how_many_tokens_there_are() -> None:
+    """An English model has one token less, and large-v3 knows Cantonese."""
+    counts = {str(model): table.count_tokens(model) for model in WhisperModel}
+    assert counts["tiny.en"] == counts["medium.en"] == 51864
+    assert counts["tiny"] == counts["medium"] == 51865
+    assert counts["large-v3"] == counts["large-v3-turbo"] == 51866
 
 
 def list_upstreams() -> list[argparse.Action]:

@@ -295,12 +295,6 @@ def test_audio_without_speech_has_an_empty_window(
     assert [window.language for window in given] == ["de"]
 
 
-def test_audio_without_speech_checks_the_settings(models: dict[bool, Whisper]) -> None:
-    """A language that the network does not know is refused in silence too."""
-    with pytest.raises(ValueError, match="does not know cantonese"):
-        make_batches(models[True], [], batch_size=2, language="yue").finish()
-
-
 def test_language_is_detected_in_the_first_part_with_speech(
     models: dict[bool, Whisper], encoded: list[list[WindowRef]]
 ) -> None:

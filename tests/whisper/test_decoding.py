@@ -196,19 +196,23 @@ def test_each_window_of_a_batch_may_be_cancelled_before_a_token() -> None:
     assert counts[1] - counts[0] == 3
 
 
-def test_a_prefix_that_has_no_room_is_refused() -> None:
-    """The first tokens of a window must fit into the decoder's context, with those before."""
+def test_a_long_prefix_shortens_the_text_before() -> None:
+    """The end of the text before is kept, as far as it has room with the prefix."""
     model: Any = SimpleNamespace(dims=SPEAKING, decoder=_Even)
-    room = SPEAKING.n_text_ctx - len(TOKENIZER.sot_sequence)
-    for prompt, length in [((), room), ((WORD,), room - 2)]:
-        for more in (0, 1):
-            settings = DecodeSettings.from_options(prefix=[WORD] * (length + more), temperature=0)
-            decoder = Decoder(model, TOKENIZER, settings, check=lambda: None)
-            if more:
-                with pytest.raises(ValueError, match="prefix has too many tokens"):
-                    decoder.decode(mx.zeros((1, 1, 1, 1)), [prompt], [mx.random.key(0)])
-            else:
-                decoder.decode(mx.zeros((1, 1, 1, 1)), [prompt], [mx.random.key(0)])
+    start = len(TOKENIZER.sot_sequence)
+    half = SPEAKING.n_text_ctx // 2
+    prompt = list(range(half - 1))
+    for length, kept in [(1, half - 1), (half - start, half - 1), (half - start + 5, half - 6)]:
+        settings = DecodeSettings.from_options(prefix=[WORD] * length, temperature=0)
+        decoder = Decoder(model, TOKENIZER, settings, check=lambda: None)
+        before, tokens = decoder._first_tokens(prompt)
+        assert tokens[:before] == [TOKENIZER.sot_prev, *prompt[-kept:]]
+        assert tokens[before:] == [*TOKENIZER.sot_sequence, *[WORD] * length]
+    for length in (SPEAKING.n_text_ctx - start - 1, SPEAKING.n_text_ctx - start):
+        settings = DecodeSettings.from_options(prefix=[WORD] * length, temperature=0)
+        decoder = Decoder(model, TOKENIZER, settings, check=lambda: None)
+        assert decoder._first_tokens(prompt)[0] == 0
+        decoder.decode(mx.zeros((1, 1, 1, 1)), [prompt], [mx.random.key(0)])
 
 
 def test_a_sample_without_text_ranks_last() -> None:
