@@ -35,7 +35,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests that are not slow, in two minutes. Arguments after -- go to pytest."""
+    """Run the tests that are not slow: 3 minutes on 2 cores. Arguments after -- go to pytest."""
     # The models are so small that a second thread of OpenBLAS would only wait for work.
     env = {"OPENBLAS_NUM_THREADS": "1"}
     if session.posargs:

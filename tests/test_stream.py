@@ -195,10 +195,11 @@ async def test_a_second_task_is_refused(
     assert [segment.start_s for segment in segments] == [0.0, 30.0, 60.0]
 
 
-async def test_a_translation_with_words_warns_its_caller(model: Path) -> None:
+async def test_a_translation_with_words_warns_its_caller(tmp_path: Path) -> None:
     """As upstream, word times of a translation come with a warning: at the line that asks."""
     options: Any = {**SHORT, "task": "translate", "word_timestamps": True}
-    async with fastwhisper.open(model) as session:
+    multilingual = write_babbler(tmp_path / "model", multilingual=True)
+    async with fastwhisper.open(multilingual) as session:
         with pytest.warns(UserWarning, match="translation") as caught:
             await session.transcribe(noise(1), **options)
         with pytest.warns(UserWarning, match="translation") as streamed:

@@ -15,10 +15,12 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, TextIO, TypeAlias, get_args
 
+from fastwhisper.values import Word
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fastwhisper.values import Segment, Transcription, Word
+    from fastwhisper.values import Segment, Transcription
 
 __all__ = ["FORMATS", "LAYOUT_OPTIONS", "Format", "write"]
 
@@ -207,6 +209,9 @@ def _list_cues(transcription: Transcription, layout: _Layout, syntax: _Syntax) -
         for segment in segments:
             yield segment.start_s, segment.end_s, syntax.escape(segment.text.strip())
         return
+    # A text whose words have no times is one word, so that no format loses it.
+    held = (s if s.words else replace(s, words=(_hold_text(s),)) for s in segments)
+    transcription = replace(transcription, segments=tuple(held))
     for subtitle in _build_subtitles(transcription, layout):
         # Escaped after the layout, which counts the characters that a reader sees.
         escaped = [replace(word, word=syntax.escape(word.word)) for word in subtitle]
@@ -215,6 +220,10 @@ def _list_cues(transcription: Transcription, layout: _Layout, syntax: _Syntax) -
         else:
             text = "".join(word.word for word in escaped)
             yield subtitle[0].start_s, subtitle[-1].end_s, text
+
+
+def _hold_text(segment: Segment) -> Word:
+    return Word(segment.text, segment.start_s, segment.end_s, probability=0.0)
 
 
 def _highlight(subtitle: list[Word], syntax: _Syntax) -> Iterator[_Cue]:

@@ -263,6 +263,21 @@ def test_segments_without_text_are_left_out(format_: str, words: tuple[Word, ...
     )
 
 
+@pytest.mark.parametrize("format_", ["srt", "vtt"])
+@pytest.mark.parametrize("layout", [{}, {"max_words_per_line": 1}, {"highlight_words": True}])
+def test_a_text_without_words_is_kept(format_: str, layout: dict[str, Any]) -> None:
+    """Where words could not be aligned, the segment is one cue."""
+    words = (Word(" Hello.", 1.0, 2.0, 0.9),)
+    segments = [
+        make_segment(1.0, 2.0, " Hello.", words),
+        make_segment(2.0, 3.5, " Not aligned.", ()),
+    ]
+    text = written(make_transcription(*segments), format_, **layout)
+    assert "Hello." in text
+    assert "Not aligned." in re.sub("<.?u>", "", text)
+    assert "03.500" in text.replace(",", ".")
+
+
 def test_the_file_is_flushed() -> None:
     """What is written can be read at once, and the file is left open."""
     raw = io.BytesIO()

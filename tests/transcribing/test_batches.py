@@ -421,7 +421,12 @@ def test_part_says_the_same_wherever_it_is(model: Whisper, encoded: list[list[Wi
 
 @pytest.mark.parametrize(
     ("batch_size", "options"),
-    [(1, {}), (2, {}), (2, HOT), (2, {"word_timestamps": True})],
+    [
+        (1, {}),
+        (2, {}),
+        (2, HOT),
+        pytest.param(2, {"word_timestamps": True}, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_cancelled_anywhere_nothing_is_lost(
