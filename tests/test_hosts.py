@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
+import fastapi
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 
 import fastwhisper
 from fastwhisper import Closed
@@ -312,8 +314,6 @@ def test_fixture_in_the_background_with_anyio(tmp_path: Path, model: Path) -> No
 @pytest.mark.parametrize("form", ["lifespan", "handlers"])
 def test_fastapi_serves_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
     """The example's lifespan, in the background, and a service's start and stop methods."""
-    fastapi = pytest.importorskip("fastapi")
-    client = pytest.importorskip("fastapi.testclient")
     babbler = write_babbler(tmp_path / "babbler", multilingual=False)
     monkeypatch.setattr(fastapi_lifespan, "MODEL", str(babbler))
     service = Service(babbler)
@@ -330,9 +330,10 @@ def test_fastapi_serves_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     async def transcribe(upload: Any) -> dict[str, str]:
         return await fastapi_lifespan.transcribe(app, upload)
 
+    # FastAPI reads annotations where the names of this function are not known.
     transcribe.__annotations__["upload"] = fastapi.UploadFile
     app.post("/transcribe")(transcribe)
-    with client.TestClient(app) as asks:
+    with TestClient(app) as asks:
         for _ in range(2):
             answer = asks.post("/transcribe", files={"upload": wav_bytes(noise(2))})
             assert answer.json()["text"].strip()
