@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,17 @@ EXIT_STATUS = pytest.StashKey[int]()
 # A busy machine is no failure: wall-clock limits live in bench/.
 settings.register_profile("fastwhisper", deadline=None)
 settings.load_profile("fastwhisper")
+
+
+def pytest_configure() -> None:
+    """Take back signals that whoever started the tests ignores, as nohup does: tests send them."""
+    for number, handler in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGHUP, signal.SIG_DFL),
+        (signal.SIGTERM, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def pytest_collection_finish() -> None:
