@@ -48,6 +48,7 @@ def load_model(path_or_hf_repo: str | os.PathLike[str], dtype: mx.Dtype | None =
         HubUnavailableError: The model is not on disk, and the Hub can't be reached.
         InvalidModelFormatError: A file of the model is broken.
         BackendMissingError: mlx-whisper is not installed, or MLX has no backend on this machine.
+        NotEnoughMemoryError: The weights exceed the limit of the container.
     """
     # Checked before anything is downloaded. The import itself takes seconds.
     if importlib.util.find_spec("mlx_whisper") is None:
@@ -63,6 +64,7 @@ def load_model(path_or_hf_repo: str | os.PathLike[str], dtype: mx.Dtype | None =
     from fastwhisper.loading.compute import Compute  # noqa: PLC0415  imports MLX
 
     compute = Compute(checkpoint, dtype=None, device="cpu")
+    threads.run_blocking(compute.check_memory, Lane.READ)
 
     jobs: list[Job[dict[str, mx.array]]] = [
         threads.submit(partial(compute.read, share), Lane.READ)

@@ -23,6 +23,7 @@ __all__ = [
     "LoadingTimeoutError",
     "ModelNotFoundError",
     "ModelNotReadyError",
+    "NotEnoughMemoryError",
     "QuantizationFallbackError",
     "QuantizedModelNotAvailableError",
     "SessionClosedError",
@@ -196,6 +197,30 @@ class ModelNotReadyError(FastWhisperError, RuntimeError):
 
     def __str__(self) -> str:
         return f"{self.model!r} is still loading; await wait_until_ready() first"
+
+
+class NotEnoughMemoryError(FastWhisperError, MemoryError):
+    """A model needs more memory than this process may use. Nothing of it was read.
+
+    Attributes:
+        model: The directory of the model.
+        needed_bytes: Bytes of its weights in memory, and what the process uses already.
+        limit_bytes: The most that the container allows.
+    """
+
+    def __init__(self, model: str, needed_bytes: int, limit_bytes: int) -> None:
+        super().__init__(model, needed_bytes, limit_bytes)
+        self.model = model
+        self.needed_bytes = needed_bytes
+        self.limit_bytes = limit_bytes
+
+    def __str__(self) -> str:
+        return (
+            f"{self.model}: the model needs {self.needed_bytes / 2**20:.0f} MiB of memory together "
+            "with what this process uses already, and its container allows "
+            f"{self.limit_bytes / 2**20:.0f} MiB; raise that limit, or choose a smaller model or "
+            "quant='int4'"
+        )
 
 
 class QuantizationFallbackError(FastWhisperError, RuntimeError):

@@ -72,6 +72,7 @@ async def open(
         InvalidModelFormatError: A file of the model is broken.
         TokenizationFailedError: The bundled tokenizer does not fit the vocabulary.
         BackendMissingError: MLX has no backend on this machine.
+        NotEnoughMemoryError: The weights exceed the limit of the container.
         RuntimeError: With `background`, another task has left the block.
     """
     task = await LoadTask.prepare(model, options, on_progress, overrides)

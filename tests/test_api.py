@@ -79,6 +79,7 @@ SAMPLES = [
         fastwhisper.Quantization.INT4, fastwhisper.Quantization.FLOAT16, "no such repository"
     ),
     errors.AudioError("a.wav", "is empty"),
+    errors.NotEnoughMemoryError("/models/tiny", 3 << 30, 1 << 30),
     errors.SessionClosedError("tiny"),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fastwhisper.checkpoint.files import WeightFile
-    from fastwhisper.values import Dimensions, ModulePrecision
+    from fastwhisper.values import Dimensions, DtypeName, ModulePrecision
 
 __all__ = ["MAX_RANK", "WIDTHS", "Checkpoint", "Layout", "TensorPlan"]
 
@@ -124,6 +125,21 @@ class Checkpoint:
     def total_bytes(self) -> int:
         """Bytes of all weights, as stored and unpacked."""
         return sum(tensor.size_bytes for tensor in self.tensors)
+
+    def count_bytes(self, dtype: DtypeName | None) -> int:
+        """Return the bytes of all weights in memory, the floating ones in a dtype.
+
+        Args:
+            dtype: The dtype; None keeps the file's.
+        """
+        if dtype is None:
+            return self.total_bytes
+        return sum(
+            math.prod(tensor.shape) * WIDTHS[dtype]
+            if "float" in tensor.dtype
+            else tensor.size_bytes
+            for tensor in self.tensors
+        )
 
     @property
     def is_safetensors(self) -> bool:

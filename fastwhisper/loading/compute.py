@@ -12,7 +12,8 @@ import mlx.core as mx
 
 from fastwhisper.checkpoint.inspection import inspect_checkpoint
 from fastwhisper.checkpoint.read import read_shards
-from fastwhisper.engine import threads
+from fastwhisper.engine import memory, threads
+from fastwhisper.errors import NotEnoughMemoryError
 from fastwhisper.loading import stages
 from fastwhisper.sources import converted
 
@@ -49,6 +50,20 @@ class Compute:
     def network_dtype(self) -> DtypeName:
         """The dtype of arrays that the network makes itself."""
         return self.dtype or "float32"
+
+    def check_memory(self) -> None:
+        """Check that the weights fit into the memory of the container, if it has a limit.
+
+        Raises:
+            NotEnoughMemoryError: They do not: the system would kill this process.
+        """
+        # A GPU has memory of its own, or the limits of a Mac, which are no control groups.
+        limit_bytes = memory.find_limit_bytes() if find_device() == "cpu" else None
+        if limit_bytes is None:
+            return
+        needed_bytes = self.checkpoint.count_bytes(self.dtype) + memory.find_resident_bytes()
+        if needed_bytes > limit_bytes:
+            raise NotEnoughMemoryError(str(self.checkpoint.path), needed_bytes, limit_bytes)
 
     def read(
         self, share: Checkpoint, *, on_group: Callable[[int], object] = int

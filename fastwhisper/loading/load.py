@@ -81,6 +81,7 @@ async def load(
         InvalidModelFormatError: A file of the model is broken.
         TokenizationFailedError: The bundled tokenizer does not fit the vocabulary.
         BackendMissingError: MLX has no backend on this machine.
+        NotEnoughMemoryError: The weights exceed the limit of the container.
     """
     task = await LoadTask.prepare(model, options, on_progress, overrides)
     if not task.options.background:
@@ -377,12 +378,14 @@ def _choose_compute(checkpoint: Checkpoint, dtype: DtypeName | None) -> tuple[Co
 
     Raises:
         BackendMissingError: MLX has no backend on this machine.
+        NotEnoughMemoryError: The weights exceed the limit of the container.
     """
     backend.import_mlx()
     from fastwhisper.loading import compute, warm_up  # noqa: PLC0415  both import MLX
 
     device = compute.find_device()
     chosen = compute.Compute(checkpoint, dtype or compute.choose_dtype(device), device)
+    chosen.check_memory()
     return chosen, warm_up.WarmUp(chosen)
 
 

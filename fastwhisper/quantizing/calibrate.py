@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import mlx.core as mx
 import numpy as np
-from mlx import nn
 
 from fastwhisper.checkpoint.expected import EMBEDDING
 from fastwhisper.quantizing.grid import (
@@ -23,6 +22,7 @@ from fastwhisper.quantizing.grid import (
     search_grid,
 )
 from fastwhisper.quantizing.rounding import DAMPING, Moments, compensate, refit
+from fastwhisper.whisper.layers import gelu
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -301,7 +301,7 @@ def _cross_attention(block: Block, x: mx.array, features: mx.array) -> _BranchRe
 def _feed_forward(block: Block, x: mx.array, _: object) -> _BranchResult:
     """Compute the feed-forward layers."""
     x = block.mlp_ln(x)
-    hidden = nn.gelu(block.mlp1(x))
+    hidden = gelu(block.mlp1(x))
     return _BranchResult(block.mlp2(hidden), {("mlp1",): x, ("mlp2",): hidden})
 
 

@@ -21,10 +21,17 @@ from mlx import nn
 
 from fastwhisper.whisper.attention import Attention
 from fastwhisper.whisper.languages import count_languages, is_multilingual
-from fastwhisper.whisper.layers import UNPACK_ROWS, Conv1d, Embedding, Linear, Packing
+from fastwhisper.whisper.layers import (
+    UNPACK_ROWS,
+    Conv1d,
+    Embedding,
+    Linear,
+    Packing,
+    choose_gelu,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from fastwhisper.values import Dimensions, ModulePrecision
     from fastwhisper.whisper.attention import DecoderCache, KeyValues
@@ -44,10 +51,12 @@ class Block(nn.Module):
         heads: int,
         name: str,
         packings: Mapping[str, Packing],
+        gelu: Callable[[mx.array], mx.array],
         *,
         is_decoder: bool,
     ) -> None:
         super().__init__()
+        self._gelu = gelu
         self.attn = Attention(state, heads, f"{name}.attn", packings)
         self.attn_ln = nn.LayerNorm(state)
         if is_decoder:
@@ -118,15 +127,22 @@ class Block(nn.Module):
 
     def _feed_forward(self, x: mx.array) -> mx.array:
         """Compute the feed-forward branch. Shape (batch, n, state)."""
-        out: mx.array = self.mlp2(nn.gelu(self.mlp1(self.mlp_ln(x))))
+        out: mx.array = self.mlp2(self._gelu(self.mlp1(self.mlp_ln(x))))
         return out
 
 
 class AudioEncoder(nn.Module):
     """The encoder: log-mel audio -> features."""
 
-    def __init__(self, dims: Dimensions, packings: Mapping[str, Packing], dtype: mx.Dtype) -> None:
+    def __init__(
+        self,
+        dims: Dimensions,
+        packings: Mapping[str, Packing],
+        gelu: Callable[[mx.array], mx.array],
+        dtype: mx.Dtype,
+    ) -> None:
         super().__init__()
+        self._gelu = gelu
         state = dims.n_audio_state
         self.conv1 = Conv1d(dims.n_mels, state)
         self.conv2 = Conv1d(state, state, stride=2)
@@ -134,7 +150,14 @@ class AudioEncoder(nn.Module):
         # Computing the sines takes longer than the rest of this method, so it starts now.
         mx.async_eval(self._positional_embedding)  # type: ignore[no-untyped-call]
         self.blocks = [
-            Block(state, dims.n_audio_head, f"encoder.blocks.{layer}", packings, is_decoder=False)
+            Block(
+                state,
+                dims.n_audio_head,
+                f"encoder.blocks.{layer}",
+                packings,
+                gelu,
+                is_decoder=False,
+            )
             for layer in range(dims.n_audio_layer)
         ]
         self.ln_post = nn.LayerNorm(state)
@@ -156,14 +179,20 @@ class AudioEncoder(nn.Module):
 
     def embed(self, mel: mx.array) -> mx.array:
         """Compute the input of the first block. Shapes and dtype as in `__call__`."""
-        x: mx.array = nn.gelu(self.conv2(nn.gelu(self.conv1(mel))))
+        x: mx.array = self._gelu(self.conv2(self._gelu(self.conv1(mel))))
         return x + self._positional_embedding
 
 
 class TextDecoder(nn.Module):
     """The decoder: tokens and features -> logits."""
 
-    def __init__(self, dims: Dimensions, packings: Mapping[str, Packing], dtype: mx.Dtype) -> None:
+    def __init__(
+        self,
+        dims: Dimensions,
+        packings: Mapping[str, Packing],
+        gelu: Callable[[mx.array], mx.array],
+        dtype: mx.Dtype,
+    ) -> None:
         super().__init__()
         state = dims.n_text_state
         self.token_embedding = Embedding(
@@ -171,7 +200,14 @@ class TextDecoder(nn.Module):
         )
         self.positional_embedding = mx.zeros((dims.n_text_ctx, state))
         self.blocks = [
-            Block(state, dims.n_text_head, f"decoder.blocks.{layer}", packings, is_decoder=True)
+            Block(
+                state,
+                dims.n_text_head,
+                f"decoder.blocks.{layer}",
+                packings,
+                gelu,
+                is_decoder=True,
+            )
             for layer in range(dims.n_text_layer)
         ]
         self.ln = nn.LayerNorm(state)
@@ -290,8 +326,9 @@ class Whisper(nn.Module):
         }
         self.dims = dims
         self.device = device
-        self.encoder = AudioEncoder(dims, packings, dtype)
-        self.decoder = TextDecoder(dims, packings, dtype)
+        gelu = choose_gelu(device)
+        self.encoder = AudioEncoder(dims, packings, gelu, dtype)
+        self.decoder = TextDecoder(dims, packings, gelu, dtype)
         # The default for a checkpoint that names none: all heads of the upper half of the blocks.
         layers = range(dims.n_text_layer // 2, dims.n_text_layer)
         heads = [[layer, head] for layer in layers for head in range(dims.n_text_head)]
