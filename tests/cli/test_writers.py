@@ -114,13 +114,13 @@ layouts = st.fixed_dictionaries(
 
 
 def transcriptions(with_words: bool) -> st.SearchStrategy[Transcription]:  # noqa: FBT001  names the two
-    """Build any transcription, all of its segments with words, or none."""
+    """Build any transcription, all of its segments with words, at least one each, or none."""
     segments = st.builds(
         make_segment,
         times,
         times,
         texts,
-        st.lists(words, max_size=8).map(tuple) if with_words else st.none(),
+        st.lists(words, min_size=1, max_size=8).map(tuple) if with_words else st.none(),
     )
     return st.lists(segments, max_size=5).map(lambda made: make_transcription(*made))
 
