@@ -1,1 +1,1 @@
-"""The command line: `fastwhisper transcribe`, `pull`, `inspect`, `quantize`, `cache`."""
+"""The command line: `fastwhisper transcribe`, `pull`, `inspect`, `quantize`, `cache`, `doctor`."""

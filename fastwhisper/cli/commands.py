@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import time
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from fastwhisper.sources.find import Location
     from fastwhisper.values import DtypeName
 
-__all__ = ["cache", "find_wrong_option", "inspect", "pull", "quantize", "transcribe"]
+__all__ = ["cache", "doctor", "find_wrong_option", "inspect", "pull", "quantize", "transcribe"]
 
 _MIB: Final = 1 << 20
 _DTYPES: Final[dict[bool | None, DtypeName | None]] = {
@@ -249,6 +250,13 @@ def cache(options: argparse.Namespace) -> int:
         total = sum(entry.size_bytes for entry in entries)
         print_text(f"{total / _MIB:8.0f} MiB in {directory}")
     return 0
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Print a page about this machine and a model on it: `fastwhisper doctor`."""
+    # 40 ms that only this command needs.
+    status: int = importlib.import_module("fastwhisper.cli.doctor").run(options)
+    return status
 
 
 def _print_description(location: Location, *, as_json: bool) -> int:

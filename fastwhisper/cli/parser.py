@@ -95,6 +95,7 @@ def _build_parser() -> argparse.ArgumentParser:
         ("inspect", _add_describe, "describe a model that is on this machine"),
         ("quantize", _add_quantize, "make an int4 or int8 model of a float16 one"),
         ("cache", _add_cache, "list or remove the converted checkpoints"),
+        ("doctor", _add_doctor, "check this machine and a model on it, for a bug report"),
     ):
         add_arguments(
             commands.add_parser(name, help=purpose, description=f"{purpose.capitalize()}.")
@@ -328,6 +329,18 @@ def _add_quantize(parser: argparse.ArgumentParser) -> None:
 
 def _add_cache(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clear", action="store_true", help="remove all of them")
+
+
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", help=f"{_MODELS} (default: the smallest that is here)")
+    model.add_argument(
+        "--quant",
+        choices=[str(quant) for quant in Quantization],
+        help="precision (default: the smallest that is here)",
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="print the page as JSON")
 
 
 def _add_precision(group: argparse._ArgumentGroup) -> None:

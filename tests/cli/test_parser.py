@@ -28,6 +28,7 @@ GROUPS = {
     "inspect": ["model:", "output:"],
     "quantize": ["model:", "output:"],
     "cache": [],
+    "doctor": ["model:", "output:"],
 }
 
 
@@ -129,7 +130,7 @@ def test_command_that_is_like_none_lists_them(capsys: pytest.CaptureFixture[str]
     """Without a similar command, the message lists all of them."""
     assert run("xyz") == 2
     assert capsys.readouterr().err.endswith(
-        "unknown command 'xyz'; choose from transcribe, pull, inspect, quantize, cache\n"
+        "unknown command 'xyz'; choose from transcribe, pull, inspect, quantize, cache, doctor\n"
     )
 
 
