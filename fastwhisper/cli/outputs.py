@@ -107,6 +107,8 @@ def _check_file(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_file() or path.is_dir():
         os.close(os.open(path, os.O_WRONLY))
+    elif path.is_fifo():
+        raise OSError("it is a pipe")  # opening it waits for a reader, without end
     elif not os.path.lexists(path):
         # Only the file system knows which names it takes.
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))

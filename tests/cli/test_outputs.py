@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -131,10 +132,12 @@ def test_files_that_cannot_be_written_are_found_before_the_load(
     """A folder that is a file, a file that is a folder, a name that is too long: one line."""
     Path("file").touch()
     Path("x.txt").mkdir()
+    os.mkfifo("x.srt")
     for flags, message in (
         (["-o", "file"], "can't write 'file/x.txt': 'file' is no directory"),
         (["-o", "file/deep"], "can't write 'file/deep/x.txt': Not a directory"),
         (["-f", "txt"], "can't write 'x.txt': Is a directory"),
+        (["-f", "srt"], "can't write 'x.srt': it is a pipe"),
         (["--output-name", "n" * 300], f"can't write '{'n' * 300}.txt': File name too long"),
         (["-o", "/proc/new"], "can't write '/proc/new/x.txt': No such file or directory"),
     ):
