@@ -33,7 +33,8 @@ def import_mlx() -> Any:
 
     Raises:
         BackendMissingError: MLX is installed without a backend for this machine, or a frozen
-            program lacks files of MLX, or `FASTWHISPER_BLAS` names a file that can't be loaded.
+            program lacks files of MLX, or a Mac gives this process no GPU, or `FASTWHISPER_BLAS`
+            names a file that can't be loaded.
     """
     global _is_prepared  # noqa: PLW0603  once for the process, like the import
     with _prepare_lock:
@@ -56,6 +57,7 @@ def import_mlx() -> Any:
             advice = "MLX needs Apple silicon with macOS, or Linux; pip install fastwhisper"
         raise BackendMissingError(f"MLX can't be imported ({error}): {advice}") from error
     _check_kernels()
+    _check_metal(module)
     return module
 
 
@@ -92,6 +94,22 @@ def _check_kernels() -> None:
             raise BackendMissingError(
                 f"this program is frozen without mlx.metallib, the kernels of MLX; {FREEZE}"
             )
+
+
+@cache
+def _check_metal(mx: Any) -> None:
+    """Raise BackendMissingError if a Mac gives this process no GPU.
+
+    MLX needs one for every array there: Metal allocates the memory, also that of the CPU.
+    """
+    if sys.platform == "darwin":
+        try:
+            mx.device_info(mx.gpu)
+        except RuntimeError as error:
+            raise BackendMissingError(
+                f"MLX can't use the GPU of this Mac ({error}): start the program where it may, "
+                "such as outside of a sandbox, or in a session of a user who is logged in"
+            ) from error
 
 
 def may_have_gpu() -> bool:

@@ -128,9 +128,11 @@ def _prime() -> None:
     """Evaluate once in this thread, so that no operating system thread is added later."""
     try:
         mx = backend.import_mlx()
-    except ImportError:
-        return  # a job that needs MLX raises the error
-    mx.eval(mx.zeros(1))
+        mx.eval(mx.zeros(1))
+    except Exception:  # noqa: BLE001  a job that needs MLX raises the error again
+        # No backend, or a GPU that can't be used. A thread that ended now would leave its jobs and
+        # the exit waiting for ever.
+        return
 
 
 _lock = threading.Lock()

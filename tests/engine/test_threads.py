@@ -204,6 +204,36 @@ def test_leaving_the_interpreter_stops_a_running_job() -> None:
     assert done.stderr == ""
 
 
+def test_the_engine_runs_jobs_though_mlx_can_not_compute() -> None:
+    """A GPU that can't be used ends no thread: jobs run, and the process exits."""
+    done = run_python(
+        "-c",
+        "from fastwhisper.engine import backend, threads\n"
+        "def fail():\n"
+        "    raise RuntimeError('no GPU')\n"
+        "backend.import_mlx = fail\n"
+        "for lane in threads.Lane:\n"
+        "    print(threads.run_blocking(lambda: lane.value, lane))\n",
+    )
+    assert done.stdout.split() == ["files", "read", "compute"]
+    assert done.stderr == ""
+
+
+def test_names_what_is_missing_on_a_mac_without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Mac that gives this process no GPU is named before any array is made."""
+
+    class Metal:
+        gpu = "gpu"
+
+        def device_info(self, device: str) -> dict[str, str]:
+            raise RuntimeError(f"no Metal device for {device}")
+
+    backend._check_metal(Metal())
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(BackendMissingError, match=r"no Metal device for gpu.*logged in"):
+        backend._check_metal(Metal())
+
+
 def test_names_the_extra_when_mlx_has_no_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a backend the error says which extra to install."""
     monkeypatch.setitem(sys.modules, "mlx.core", None)
