@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import unicodedata
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 
@@ -55,7 +55,10 @@ def find_conflict(options: argparse.Namespace) -> str | None:
 
 
 def _identify(path: str | Path) -> str:
-    """Return a string that is the same for all names of one file."""
+    """Return a string that is the same for all names of one file, hard links too."""
+    with suppress(OSError, ValueError):  # it does not exist, or it is no path
+        status = os.stat(path)  # noqa: PTH116  Path refuses some names
+        return f"{status.st_dev}:{status.st_ino}"
     resolved = os.path.realpath(path)
     if sys.platform in {"darwin", "win32"}:  # where a.txt and A.txt are one file
         return unicodedata.normalize("NFC", resolved).casefold()
@@ -109,7 +112,15 @@ def _check_file(path: Path) -> None:
         os.close(os.open(path, os.O_WRONLY))
     elif path.is_fifo():
         raise OSError("it is a pipe")  # opening it waits for a reader, without end
-    elif not os.path.lexists(path):
+    elif path.is_symlink():
+        _create_and_remove(Path(os.path.realpath(path)))
+    else:
+        _create_and_remove(path)
+
+
+def _create_and_remove(path: Path) -> None:
+    """Create a file that does not exist, and remove it."""
+    if not os.path.lexists(path):
         # Only the file system knows which names it takes.
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
         path.unlink()

@@ -45,6 +45,21 @@ def test_links_to_one_file_are_one_file(capsys: pytest.CaptureFixture[str]) -> N
     assert "'a.wav' and 'b.wav' would both" in refuse(capsys, "-f", "txt", "a.wav", "b.wav")
 
 
+def test_hard_links_are_one_file(capsys: pytest.CaptureFixture[str]) -> None:
+    """A recording with a second name is not overwritten, and a text is not written twice."""
+    Path("r.wav").write_bytes(b"sound")
+    os.link("r.wav", "r.txt")
+    assert refuse(capsys, "r.wav", "-o", ".") == (
+        "the text of 'r.wav' would overwrite the recording 'r.wav'; choose another --output-dir"
+    )
+    Path("a.txt").touch()
+    os.link("a.txt", "b.txt")
+    assert "'a.wav' and 'b.wav' would both write 'b.txt'" in refuse(
+        capsys, "a.wav", "b.wav", "-f", "txt"
+    )
+    assert Path("r.wav").read_bytes() == b"sound"
+
+
 @pytest.mark.parametrize("platform", ["darwin", "win32"])
 def test_case_makes_no_other_file_where_the_system_knows_none(
     platform: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -133,11 +148,13 @@ def test_files_that_cannot_be_written_are_found_before_the_load(
     Path("file").touch()
     Path("x.txt").mkdir()
     os.mkfifo("x.srt")
+    Path("x.vtt").symlink_to("nowhere/x")
     for flags, message in (
         (["-o", "file"], "can't write 'file/x.txt': 'file' is no directory"),
         (["-o", "file/deep"], "can't write 'file/deep/x.txt': Not a directory"),
         (["-f", "txt"], "can't write 'x.txt': Is a directory"),
         (["-f", "srt"], "can't write 'x.srt': it is a pipe"),
+        (["-f", "vtt"], "can't write 'x.vtt': No such file or directory"),
         (["--output-name", "n" * 300], f"can't write '{'n' * 300}.txt': File name too long"),
         (["-o", "/proc/new"], "can't write '/proc/new/x.txt': No such file or directory"),
     ):
