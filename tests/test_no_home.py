@@ -55,6 +55,7 @@ def npz(tiny_model_dir: Callable[..., Path]) -> Path:
 
 
 @needs_root
+@pytest.mark.trio
 def test_loads_without_a_home(npz: Path, tmp_path: Path) -> None:
     """open() on both loops and load_model() need no home, and leave nothing where they run."""
     here = tmp_path / "here"
@@ -87,6 +88,7 @@ def test_cache_in_a_home_that_is_unknown_is_a_warning(npz: Path, tmp_path: Path)
 
 
 @needs_root
+@pytest.mark.trio
 @pytest.mark.parametrize("mode", [0o555, 0o000])
 @pytest.mark.parametrize(
     "variable", ["FASTWHISPER_CACHE", pytest.param("HOME", marks=pytest.mark.slow)]

@@ -230,6 +230,7 @@ async def test_the_state_is_read_from_any_thread_and_never_goes_back(
     assert seen == ["Loading", "Ready", "Closed"]
 
 
+@pytest.mark.trio
 @pytest.mark.anyio
 async def test_a_wait_on_another_loop_says_so(
     models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch

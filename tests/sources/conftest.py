@@ -35,6 +35,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServe
         monkeypatch.delenv("HF_TOKEN", raising=False)
         monkeypatch.setattr(transport, "BACKOFF_S", (0.0,) * 4)
         monkeypatch.setattr(transport, "PATIENCE_S", 0.0)
+        # Threads that ask first at once make a client each, and only the last one is closed.
+        huggingface_hub.get_session()
         yield running
         huggingface_hub.close_session()
 
