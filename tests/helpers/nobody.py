@@ -25,10 +25,20 @@ __all__ = ["needs_root", "run_nobody"]
 _UID: Final = 54321
 _UNSET: Final = ("HOME", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "FASTWHISPER_CACHE")
 _ROOT: Final = Path(__file__).parents[2]
+_LIMITS: Final = ("--ruid", str(_UID), "--bounding-set", "-dac_override,-dac_read_search")
+"""Root without these two capabilities is bound to the modes of files."""
+
+
+def _may_run() -> bool:
+    """Return whether this process may start one of another user."""
+    if os.getuid() != 0 or shutil.which("setpriv") is None:
+        return False
+    probe = ["setpriv", *_LIMITS, sys.executable, "-c", ""]
+    return subprocess.run(probe, capture_output=True, check=False).returncode == 0
+
 
 needs_root: Final = pytest.mark.skipif(
-    os.getuid() != 0 or shutil.which("setpriv") is None,
-    reason="needs root and setpriv, to run as a user without a name",
+    not _may_run(), reason="needs root and setpriv, to run as a user without a name"
 )
 
 
@@ -47,10 +57,8 @@ def run_nobody(
     """
     unset = [part for name in _UNSET for part in ("-u", name)]
     settings = [f"{name}={value}" for name, value in (env or {}).items()]
-    # Root without these two capabilities is bound to the modes of files.
-    limits = ["--ruid", str(_UID), "--bounding-set", "-dac_override,-dac_read_search"]
     return subprocess.run(
-        ["env", *unset, *settings, "setpriv", *limits, sys.executable, *arguments],
+        ["env", *unset, *settings, "setpriv", *_LIMITS, sys.executable, *arguments],
         capture_output=True,
         text=True,
         cwd=cwd,
