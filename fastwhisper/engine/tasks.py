@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Beside",
-    "first_error",
     "hold_interrupts",
     "on_this_loop",
     "side_by_side",
@@ -55,7 +54,7 @@ async def side_by_side(*jobs: Callable[[], Coroutine[Any, Any, None]]) -> None:
             for job in jobs:
                 group.start_soon(_run, job)
     except BaseExceptionGroup as errors:
-        failure = first_error(errors)
+        failure = _first_error(errors)
     if failure is not None:
         raise failure
 
@@ -144,7 +143,7 @@ def _spawn(function: Callable[[], Coroutine[Any, Any, None]], name: str) -> obje
     return native.create_task(function(), name=name)
 
 
-def first_error(errors: BaseException) -> BaseException:
+def _first_error(errors: BaseException) -> BaseException:
     """Return the first error of a task group, not in a group."""
     while isinstance(errors, BaseExceptionGroup):
         errors = errors.exceptions[0]

@@ -23,6 +23,7 @@ from fastwhisper.sources.table import resolve_repo
 from tests.helpers.command import run_command as run
 from tests.helpers.interpreter import run_python
 from tests.helpers.nobody import needs_root, run_nobody
+from tests.helpers.tiny_models import write_babbler
 
 if TYPE_CHECKING:
     from tests.helpers.command import AtEachWindow
@@ -116,16 +117,14 @@ def test_smallest_model_is_checked(
 ) -> None:
     """Models are listed; the smallest is opened, timed against MLX, and transcribed with."""
     accept_any_text(monkeypatch)
-    put(hub, model, "tiny.en")
-    larger = put(hub, model, "base.en")
-    with (larger / "weights.safetensors").open("ab"):
-        pass
+    put(hub, write_babbler(tmp_path / "larger", multilingual=True), "tiny.en")
+    put(hub, model, "base.en")
     status, page = read_page(capsys)
     assert status == 0
-    assert [line["model"] for line in page["models"]["found"]] == ["tiny.en", "base.en"]
+    assert [line["model"] for line in page["models"]["found"]] == ["base.en", "tiny.en"]
     assert page["caches"]["hub_bytes"] == 2000
     text = page["text"]
-    assert (text["model"], text["precision"]) == ("tiny.en", "float16")
+    assert (text["model"], text["precision"]) == ("base.en", "float16")
     assert {"ready_s", "first_window_s", "second_window_s", "tokens_per_s"} <= set(text)
     assert {"locate", "inspect", "read", "build"} <= {span["name"] for span in text["spans"]}
     assert text["text"]
