@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import threading
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from tests.helpers.tiny_models import SPEAKING, write_babbler
 from tests.helpers.tones import ToneDetector, alternate, silence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from fastwhisper.stream import SegmentStream
@@ -211,7 +212,7 @@ async def test_cancelled_anywhere_nothing_is_lost(
         audio = tmp_path / "talk.wav"
         audio.write_bytes(wav_bytes(TALK))
     options: Any = {**SHORT, "vad_filter": True, "batch_size": 2}
-    async with fastwhisper.open(model) as session:
+    async with fastwhisper.open(model, dtype="float32") as session:
         alarm = Alarm(monkeypatch)
         expected = await session.transcribe(audio, **options)
         checks = alarm.calls
@@ -225,8 +226,21 @@ async def test_cancelled_anywhere_nothing_is_lost(
                 await collect(stream, segments)
             alarm.cancel_at = 0
             await collect(stream, segments)
-            assert repr(tuple(segments)) == repr(expected.segments)
-            assert repr(stream.so_far) == repr(expected)
+            assert round_off(segments) == round_off(expected.segments)
+            assert round_off(stream.so_far.segments) == round_off(expected.segments)
+            assert stream.so_far.text == expected.text
+
+
+def round_off(segments: Iterable[Segment]) -> list[Segment]:
+    """Round what the neighbours in a batch change on a GPU: it adds in another order."""
+    return [
+        replace(
+            segment,
+            avg_logprob=round(segment.avg_logprob, 3),
+            no_speech_prob=round(segment.no_speech_prob, 3),
+        )
+        for segment in segments
+    ]
 
 
 async def collect(stream: SegmentStream, segments: list[Segment]) -> None:

@@ -9,6 +9,7 @@ import pytest
 import fastwhisper
 from fastwhisper import NotEnoughMemoryError, inspect_checkpoint
 from fastwhisper.engine import memory
+from fastwhisper.loading.compute import find_device
 from tests.helpers.tiny_models import write_babbler
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     Machine = Callable[..., None]
+
+ON_CPU = pytest.mark.skipif(find_device() != "cpu", reason="a GPU has memory of its own")
 
 
 @pytest.fixture
@@ -74,6 +77,7 @@ def test_the_memory_of_this_process_is_found() -> None:
     assert 20e6 < memory.find_resident_bytes() < 100e9
 
 
+@ON_CPU
 @pytest.mark.anyio
 @pytest.mark.parametrize("background", [False, True])
 async def test_a_model_that_exceeds_the_limit_is_not_read(
@@ -108,6 +112,7 @@ def test_weights_are_counted_as_they_are_in_memory(tmp_path: Path) -> None:
     assert checkpoint.count_bytes("float32") == checkpoint.total_bytes + floats
 
 
+@ON_CPU
 def test_load_model_is_refused_too(machine: Machine, tmp_path: Path) -> None:
     """mlx_whisper's network is as large."""
     pytest.importorskip("mlx_whisper")

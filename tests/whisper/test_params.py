@@ -63,7 +63,7 @@ def test_loaded_network_runs_in_any_thread(
         thread = threading.Thread(target=work)
         thread.start()
         thread.join()
-    assert mx.array_equal(run(made[0]), seen[0]).item()
+    assert mx.allclose(run(made[0]), seen[0], atol=1e-4).item()  # a GPU may add in another order
     assert seen[0].shape == (1, 2, 96)
 
 
