@@ -227,8 +227,10 @@ async def test_cancelled_anywhere_nothing_is_lost(
             alarm.cancel_at = 0
             await collect(stream, segments)
             assert round_off(segments) == round_off(expected.segments)
-            assert round_off(stream.so_far.segments) == round_off(expected.segments)
-            assert stream.so_far.text == expected.text
+            so_far = stream.so_far
+            assert so_far is not None
+            assert so_far.text == expected.text
+            assert round_off(so_far.segments) == round_off(expected.segments)
 
 
 def round_off(segments: Iterable[Segment]) -> list[Segment]:

@@ -148,13 +148,14 @@ def compute_blocks_mel(blocks: Iterator[FloatArray], *, n_mels: int) -> MelAudio
 
 
 def make_silent_window(n_mels: int) -> MelAudio:
-    """Return the mel of one window without any energy.
+    """Return the mel of 30 s without any energy: one window.
 
     Args:
         n_mels: Number of filters, 80 or 128.
     """
     quiet = np.full((WINDOW_FRAMES, n_mels), (np.log10(_SILENCE) + 4) / 4, np.float32)
-    return MelAudio((mx.array(quiet),), mx.array(quiet[:1]), WINDOW_FRAMES, duration_s=0.0)
+    duration_s = WINDOW_FRAMES / FRAMES_PER_SECOND
+    return MelAudio((mx.array(quiet),), mx.array(quiet[:1]), WINDOW_FRAMES, duration_s=duration_s)
 
 
 class _MelStream:

@@ -119,7 +119,8 @@ class WindowDecoder:
             windows: At least one.
 
         Returns:
-            The features. Shape (windows, 1500, state), float16 or float32, evaluated.
+            The features. Shape (windows, 1500, state), float16 or float32. A GPU may still compute
+            them: the first steps of the decoder are prepared meanwhile.
         """
         if self._encoded is not None and [self._encoded[0]] == windows:
             return self._encoded[1]
@@ -133,10 +134,11 @@ class WindowDecoder:
             mx.eval(encoded)
             encoded.append(self._encoder(mel.astype(self._dtype)))
             mx.async_eval(encoded)  # type: ignore[no-untyped-call]
-        features = encoded[0] if len(encoded) == 1 else mx.concatenate(encoded)
-        mx.eval(features)
         if len(windows) == 1:
-            self._encoded = (windows[0], features)
+            self._encoded = (windows[0], encoded[0])
+            return encoded[0]
+        features = mx.concatenate(encoded)
+        mx.eval(features)
         return features
 
     def decode(

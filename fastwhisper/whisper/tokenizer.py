@@ -14,7 +14,7 @@ import re
 import unicodedata
 from binascii import a2b_base64
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -212,6 +212,8 @@ class Tokenizer:
         return parts
 
 
+# A tokenizer takes 5 ms to prepare and 4 MB. A session asks for one or two, again and again.
+@lru_cache(maxsize=4)
 def read_tokenizer(n_vocab: int, *, language: str, task: Task) -> Tokenizer:
     """Read the tokenizer of a network.
 

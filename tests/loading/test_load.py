@@ -29,7 +29,9 @@ from fastwhisper import (
 from fastwhisper.checkpoint import inspection as checkpoint_module
 from fastwhisper.loading import compute, stages
 from fastwhisper.sources import converted
+from fastwhisper.transcribing.window_decoder import WindowDecoder
 from fastwhisper.whisper.layers import UNPACK_ROWS
+from fastwhisper.whisper.network import TextDecoder
 from tests.helpers.gates import STAGES, Gate
 from tests.helpers.interpreter import run_python
 from tests.helpers.modules import assert_same_module, name_parameters
@@ -223,6 +225,21 @@ async def test_records_the_stages_it_went_through(model: Path) -> None:
     }  # fmt: skip
     assert [span.start_s for span in spans] == sorted(span.start_s for span in spans)
     assert all(span.start_s <= span.end_s for span in spans)
+
+
+async def test_the_warm_up_decodes_a_window(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it leaves out, the first window waits for: 0.2 s on an H100."""
+    calls: list[str] = []
+    for owner, name in ((WindowDecoder, "encode"), (TextDecoder, "step")):
+        real = getattr(owner, name)
+
+        def note(*args: Any, real: Any = real) -> Any:
+            calls.append(real.__name__)
+            return real(*args)
+
+        monkeypatch.setattr(owner, name, note)
+    await fastwhisper.load(model, warm_up=True)
+    assert calls == ["encode", "step", "step", "step"]
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
