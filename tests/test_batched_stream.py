@@ -17,6 +17,7 @@ import pytest
 import fastwhisper
 from fastwhisper import AudioError, SessionClosedError, TranscribeProgress
 from fastwhisper.engine import tasks, threads
+from fastwhisper.loading.compute import find_device
 from fastwhisper.transcribing import cuts, parts
 from fastwhisper.transcribing.mel import MelAudio
 from fastwhisper.transcribing.window_decoder import WindowDecoder
@@ -25,12 +26,12 @@ from tests.helpers.tiny_models import SPEAKING, write_babbler
 from tests.helpers.tones import ToneDetector, alternate, silence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from fastwhisper.stream import SegmentStream
     from fastwhisper.transcribing.window_decoder import WindowRef
-    from fastwhisper.values import Segment
+    from fastwhisper.values import Segment, Transcription
 
 pytestmark = pytest.mark.anyio
 
@@ -226,23 +227,25 @@ async def test_cancelled_anywhere_nothing_is_lost(
                 await collect(stream, segments)
             alarm.cancel_at = 0
             await collect(stream, segments)
-            assert round_off(segments) == round_off(expected.segments)
             so_far = stream.so_far
             assert so_far is not None
-            assert so_far.text == expected.text
-            assert round_off(so_far.segments) == round_off(expected.segments)
+            assert repr(tuple(segments)) == repr(so_far.segments)
+            assert repr(round_on_gpu(so_far)) == repr(round_on_gpu(expected))
 
 
-def round_off(segments: Iterable[Segment]) -> list[Segment]:
-    """Round what the neighbours in a batch change on a GPU: it adds in another order."""
-    return [
+def round_on_gpu(result: Transcription) -> Transcription:
+    """Round what the neighbours in a batch change on a GPU, which adds in another order."""
+    if find_device() == "cpu":
+        return result
+    segments = (
         replace(
             segment,
             avg_logprob=round(segment.avg_logprob, 3),
             no_speech_prob=round(segment.no_speech_prob, 3),
         )
-        for segment in segments
-    ]
+        for segment in result.segments
+    )
+    return replace(result, segments=tuple(segments))
 
 
 async def collect(stream: SegmentStream, segments: list[Segment]) -> None:
