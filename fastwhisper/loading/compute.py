@@ -5,14 +5,15 @@ This module is imported in an engine thread, after the backend. Every method run
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
 from fastwhisper.checkpoint.inspection import inspect_checkpoint
 from fastwhisper.checkpoint.read import read_shards
-from fastwhisper.engine import memory, threads
+from fastwhisper.engine import blocks, memory, threads
 from fastwhisper.errors import NotEnoughMemoryError
 from fastwhisper.loading import stages
 from fastwhisper.sources import converted
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from fastwhisper.whisper.network import Whisper
 
 __all__ = ["Compute", "choose_dtype", "find_device"]
-
-_CAST_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +80,18 @@ class Compute:
             InvalidModelFormatError: A file has changed since it was inspected.
         """
         arrays: dict[str, mx.array] = {}
-        for group in map(dict, read_shards(share)):
+        stored_bytes = {plan.name: plan.size_bytes for plan in share.tensors}
+        for group in read_shards(share, dtype=self.dtype, allocate=self._allocate):
             threads.check()
-            read_bytes = sum(array.nbytes for array in group.values())
-            if self.dtype is not None:
-                _cast(group, getattr(mx, self.dtype))
             arrays |= group
-            on_group(read_bytes)
+            on_group(sum(stored_bytes[name] for name in group))
         return arrays
+
+    @property
+    def _allocate(self) -> Callable[[int], mx.array] | None:
+        """What gives memory for blocks; None lets MLX read, which a GPU and a Mac do best."""
+        is_linux_cpu = sys.platform == "linux" and find_device() == "cpu"
+        return blocks.allocate if is_linux_cpu else None
 
     def build(self) -> Whisper:
         """Build the network without weights."""
@@ -138,21 +141,3 @@ def find_device() -> Device:
     if mx.default_device().type != mx.gpu:
         return "cpu"
     return "metal" if mx.metal.is_available() else "cuda"
-
-
-def _cast(group: dict[str, mx.array], dtype: mx.Dtype) -> None:
-    """Cast the floating arrays of a group in batches of 1 MiB.
-
-    Smaller batches would take longer: with each evaluation a thread gives up the GIL, and waits
-    up to 5 ms to get it back. Larger ones would hold more memory beside their source.
-    """
-    floating = (name for name, array in group.items() if mx.issubdtype(array.dtype, mx.floating))
-    waiting = [name for name in floating if group[name].dtype != dtype]
-    while waiting:
-        batch: dict[str, mx.array] = {}
-        read_bytes = 0
-        while waiting and read_bytes < _CAST_BYTES:
-            name = waiting.pop()
-            read_bytes += group[name].nbytes
-            batch[name] = group[name] = group[name].astype(dtype)
-        mx.eval(list(batch.values()))
