@@ -198,12 +198,18 @@ class LoadStats:
         tensors: Number of arrays in the network.
         spans: The stages, by start.
         peak_bytes: Largest memory that MLX held while loading, in bytes.
+        bytes_mapped: Bytes of weights that are the file's own pages.
+        huge_page_bytes: Growth of this process's memory in huge pages while the weights were read.
+        lanes: Number of threads that read side by side.
     """
 
     bytes_read: int
     tensors: int
     spans: tuple[Span, ...]
     peak_bytes: int
+    bytes_mapped: int = 0
+    huge_page_bytes: int = 0
+    lanes: int = 1
 
 
 @dataclass(frozen=True, slots=True)

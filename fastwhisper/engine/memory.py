@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["find_limit_bytes", "find_resident_bytes"]
+__all__ = ["find_huge_page_bytes", "find_limit_bytes", "find_resident_bytes"]
 
 CONTROL_GROUPS: Final = Path("/sys/fs/cgroup")
 MEMBERSHIP: Final = Path("/proc/self/cgroup")
 STATISTICS: Final = Path("/proc/self/statm")
+MAPPINGS: Final = Path("/proc/self/smaps_rollup")
 
 _NO_LIMIT_BYTES: Final = 1 << 60
 """A larger number is none: version 1 writes 2^63 less a page."""
@@ -58,4 +59,15 @@ def find_resident_bytes() -> int:
         pages = int(STATISTICS.read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError, AttributeError):
+        return 0
+
+
+def find_huge_page_bytes() -> int:
+    """Return the memory of this process in huge pages; 0 where the system does not say it."""
+    try:
+        sizes = dict(
+            line.split(":", 1) for line in MAPPINGS.read_text().splitlines() if ":" in line
+        )
+        return int(sizes["AnonHugePages"].removesuffix("kB")) << 10
+    except (OSError, ValueError, KeyError):
         return 0

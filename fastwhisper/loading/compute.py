@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import mlx.core as mx
 
@@ -44,6 +44,18 @@ class Compute:
     checkpoint: Checkpoint
     dtype: DtypeName | None
     device: Device
+
+    @classmethod
+    def choose(cls, checkpoint: Checkpoint, dtype: DtypeName | None) -> Self:
+        """Choose the device, and the dtype if none is given.
+
+        Raises:
+            NotEnoughMemoryError: The weights exceed the limit of the container.
+        """
+        device = find_device()
+        chosen = cls(checkpoint, dtype or choose_dtype(device), device)
+        chosen.check_memory()
+        return chosen
 
     @property
     def network_dtype(self) -> DtypeName:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeVar, Unpack
 import anyio
 
 from fastwhisper.engine import backend, tasks, threads
+from fastwhisper.engine.memory import find_huge_page_bytes
 from fastwhisper.engine.threads import Lane
 from fastwhisper.errors import QuantizedModelNotAvailableError
 from fastwhisper.loading import stages
@@ -126,6 +127,7 @@ class LoadTask:
         self._begin_s = time.perf_counter()
         self._spans: list[Span] = []
         self._active_bytes = [0]
+        self._huge_page_bytes = self._lanes = 0
         self._located: tuple[LoadResult, Checkpoint]
         self._chosen: Compute
         self._params: dict[str, mx.array] = {}
@@ -181,6 +183,8 @@ class LoadTask:
             tensors=len(self._params),
             spans=tuple(sorted(self._spans, key=lambda span: span.start_s)),
             peak_bytes=max(self._active_bytes),
+            huge_page_bytes=max(0, self._huge_page_bytes),
+            lanes=self._lanes,
         )
         self._params.clear()
         self.readiness.become_ready(self.built[0], stats)
@@ -284,17 +288,19 @@ class LoadTask:
             await self._run_stage("tokenizer", prepare, Lane.FILES)
 
     async def _compute(self, checkpoint: Checkpoint) -> None:
-        choose = partial(_choose_compute, checkpoint, self.options.dtype)
-        compute, warm_up = await threads.run(choose, Lane.READ)
-        self._chosen = compute
+        prepare = partial(_prepare, checkpoint, self.options.dtype)
+        warm_up, before_bytes = await threads.run(prepare, Lane.READ)
+        compute = self._chosen = warm_up.compute
         self.dtype = compute.dtype
         shares = checkpoint.split(threads.READERS)
+        self._lanes = len(shares)
         await tasks.side_by_side(
             partial(self._warm_up, warm_up),
             partial(self._build, compute),
             *(partial(self._read, compute, share) for share in shares),
         )
-        await self._run_stage("apply", partial(self._apply, compute), Lane.COMPUTE)
+        apply = partial(self._apply, compute)
+        self._huge_page_bytes = await self._run_stage("apply", apply, Lane.COMPUTE) - before_bytes
 
     async def _read(self, compute: Compute, share: Checkpoint) -> None:
         read = partial(compute.read, share, on_group=self._count)
@@ -303,9 +309,10 @@ class LoadTask:
     async def _build(self, compute: Compute) -> None:
         self.built.append(await self._run_stage("build", compute.build, Lane.READ))
 
-    def _apply(self, compute: Compute) -> None:
+    def _apply(self, compute: Compute) -> int:
         # Read from the task, so that no frame of a failure keeps the network.
         compute.apply(self.built[0], self._params)
+        return find_huge_page_bytes()
 
     async def _warm_up(self, warm_up: WarmUp) -> None:
         wanted = self.options.warm_up
@@ -373,20 +380,13 @@ class LoadTask:
         self._meter.add("read", done_bytes)
 
 
-def _choose_compute(checkpoint: Checkpoint, dtype: DtypeName | None) -> tuple[Compute, WarmUp]:
-    """Choose the dtype if none is given. Called in an engine thread, which may import MLX.
-
-    Raises:
-        BackendMissingError: MLX has no backend on this machine.
-        NotEnoughMemoryError: The weights exceed the limit of the container.
-    """
+def _prepare(checkpoint: Checkpoint, dtype: DtypeName | None) -> tuple[WarmUp, int]:
+    """Choose how to compute, and find the memory in huge pages before anything is read."""
     backend.import_mlx()
     from fastwhisper.loading import compute, warm_up  # noqa: PLC0415  both import MLX
 
-    device = compute.find_device()
-    chosen = compute.Compute(checkpoint, dtype or compute.choose_dtype(device), device)
-    chosen.check_memory()
-    return chosen, warm_up.WarmUp(chosen)
+    chosen = compute.Compute.choose(checkpoint, dtype)
+    return warm_up.WarmUp(chosen), find_huge_page_bytes()
 
 
 def _run_logged(stage: Callable[[], None], failure: str) -> None:
