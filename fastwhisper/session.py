@@ -10,8 +10,8 @@ from weakref import WeakSet
 import anyio
 
 from fastwhisper.engine import tasks, threads
+from fastwhisper.engine.threads import Lane
 from fastwhisper.errors import ModelNotReadyError, SessionClosedError
-from fastwhisper.loading.load import LoadTask
 from fastwhisper.stream import SegmentStream, detach, detect_language, warn_caller
 from fastwhisper.values import LoadOptions
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import AsyncGenerator, Callable, Mapping
 
-    from fastwhisper.engine.threads import Lane
+    from fastwhisper.loading.load import LoadTask
     from fastwhisper.loading.readiness import LoadResult
     from fastwhisper.transcribing.samples import AudioSource
     from fastwhisper.values import (
@@ -75,7 +75,11 @@ async def open(
         NotEnoughMemoryError: The weights exceed the limit of the container.
         RuntimeError: With `background`, another task has left the block.
     """
-    task = await LoadTask.prepare(model, options, on_progress, overrides)
+    tasks.hold_interrupts()
+    # MLX's library takes longest, and does not hold the GIL: it loads beside the other imports.
+    threads.import_ahead("fastwhisper.whisper.params")
+    load_task = await threads.run(_import_load_task, Lane.FILES)
+    task = await load_task.prepare(model, options, on_progress, overrides)
     session = Session(task)
     try:
         if task.options.background:
@@ -91,6 +95,12 @@ async def open(
     finally:
         session.close()
         await session.settle()
+
+
+def _import_load_task() -> type[LoadTask]:
+    from fastwhisper.loading.load import LoadTask  # noqa: PLC0415  20 ms on the event loop
+
+    return LoadTask
 
 
 class Session:

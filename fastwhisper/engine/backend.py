@@ -120,7 +120,7 @@ def may_have_gpu() -> bool:
 def _load_library() -> None:
     """Load MLX's library and start CUDA's driver without holding the GIL.
 
-    With CUDA each takes 0.2 s. Importing `mlx.core` holds the GIL for as long, and so does
+    With CUDA each takes 0.1 to 0.2 s. Importing `mlx.core` holds the GIL for as long, and so does
     `ctypes.CDLL`; calling `dlopen` through ctypes does not.
     """
     if blas.has_cuda_backend():
@@ -132,5 +132,8 @@ def _load_library() -> None:
 
 
 def _start_driver() -> None:
+    """Start CUDA's driver and the context of the first GPU, which MLX's import would wait for."""
     with contextlib.suppress(OSError):
-        ctypes.CDLL("libcuda.so.1").cuInit(0)
+        driver = ctypes.CDLL("libcuda.so.1")
+        if driver.cuInit(0) == 0:
+            driver.cuDevicePrimaryCtxRetain(ctypes.byref(ctypes.c_void_p()), 0)

@@ -54,6 +54,7 @@ __all__ = [
     "Lane",
     "check",
     "enqueue",
+    "import_ahead",
     "release",
     "run",
     "run_abandonable",
@@ -174,6 +175,15 @@ def submit(
             _threads = _Threads()
         _threads.queues[lane].put(job)
     return job
+
+
+def import_ahead(name: str) -> None:
+    """Begin to import a module that imports MLX, in an engine thread. Does not block.
+
+    During the read, an import would slow down page faults. If it fails, nobody is told: whoever
+    imports the module again gets the same error.
+    """
+    submit(partial(backend.import_computing, name), Lane.READ)
 
 
 def enqueue(function: Callable[[], T], lane: Lane) -> tuple[Job[T], anyio.Event]:

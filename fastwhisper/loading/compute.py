@@ -16,7 +16,6 @@ from fastwhisper.checkpoint.read import read_shards
 from fastwhisper.engine import blocks, memory, threads
 from fastwhisper.errors import NotEnoughMemoryError
 from fastwhisper.loading import stages
-from fastwhisper.sources import converted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -128,6 +127,8 @@ class Compute:
         Args:
             on_group: Called with the bytes of each group that was written.
         """
+        from fastwhisper.sources import converted  # noqa: PLC0415  see stages.inspect
+
         groups = self._read_stored(on_group)
         copy = converted.store(self.checkpoint, groups, check=threads.check)
         if copy is not None:

@@ -149,9 +149,7 @@ class LoadTask:
         """
         tasks.hold_interrupts()
         options = dataclasses.replace(options, **overrides)
-        # Import the network while the files are located, without waiting. During the read, an
-        # import would slow down page faults. If it fails, the build raises the same error.
-        threads.submit(partial(backend.import_computing, "fastwhisper.whisper.params"), Lane.READ)
+        threads.import_ahead("fastwhisper.whisper.params")
         await threads.run(partial(stages.check_start, model, options.quant), Lane.FILES)
         return cls(model, options, on_progress, quant_given="quant" in overrides)
 
@@ -288,9 +286,9 @@ class LoadTask:
             await self._run_stage("tokenizer", prepare, Lane.FILES)
 
     async def _compute(self, checkpoint: Checkpoint) -> None:
-        prepare = partial(_prepare, checkpoint, self.options.dtype)
-        warm_up, before_bytes = await threads.run(prepare, Lane.READ)
-        compute = self._chosen = warm_up.compute
+        prepare = partial(_prepare, checkpoint, self.options)
+        compute, warm_up, before_bytes = await threads.run(prepare, Lane.READ)
+        self._chosen = compute
         self.dtype = compute.dtype
         shares = checkpoint.split(threads.READERS)
         self._lanes = len(shares)
@@ -314,9 +312,8 @@ class LoadTask:
         compute.apply(self.built[0], self._params)
         return find_huge_page_bytes()
 
-    async def _warm_up(self, warm_up: WarmUp) -> None:
-        wanted = self.options.warm_up
-        if warm_up.compute.device != "cpu" if wanted is None else wanted:
+    async def _warm_up(self, warm_up: WarmUp | None) -> None:
+        if warm_up is not None:
             self._meter.report("warm-up", 0, None)
             await warm_up.run(partial(self._run_stage, "warm-up"))
             self._meter.report("warm-up", 0, 0)
@@ -380,13 +377,18 @@ class LoadTask:
         self._meter.add("read", done_bytes)
 
 
-def _prepare(checkpoint: Checkpoint, dtype: DtypeName | None) -> tuple[WarmUp, int]:
+def _prepare(checkpoint: Checkpoint, options: LoadOptions) -> tuple[Compute, WarmUp | None, int]:
     """Choose how to compute, and find the memory in huge pages before anything is read."""
     backend.import_mlx()
-    from fastwhisper.loading import compute, warm_up  # noqa: PLC0415  both import MLX
+    from fastwhisper.loading.compute import Compute  # noqa: PLC0415  imports MLX
 
-    chosen = compute.Compute.choose(checkpoint, dtype)
-    return warm_up.WarmUp(chosen), find_huge_page_bytes()
+    chosen = Compute.choose(checkpoint, options.dtype)
+    warm_up: WarmUp | None = None
+    if chosen.device != "cpu" if options.warm_up is None else options.warm_up:
+        from fastwhisper.loading.warm_up import WarmUp  # noqa: PLC0415  6 ms, not for a CPU
+
+        warm_up = WarmUp(chosen)
+    return chosen, warm_up, find_huge_page_bytes()
 
 
 def _run_logged(stage: Callable[[], None], failure: str) -> None:

@@ -25,7 +25,7 @@ from fastwhisper.errors import (
     InvalidModelFormatError,
     TokenizationFailedError,
 )
-from fastwhisper.sources import converted, find, verified
+from fastwhisper.sources import find, verified
 from fastwhisper.whisper.languages import VOCAB_WITHOUT_LANGUAGES
 
 if TYPE_CHECKING:
@@ -56,7 +56,11 @@ def inspect(path: Path) -> Checkpoint:
         InvalidModelFormatError: The directory is not a Whisper that can be opened.
     """
     checkpoint = inspect_checkpoint(path, confirm=False)
-    copy = None if checkpoint.is_safetensors else converted.lookup(checkpoint)
+    if checkpoint.is_safetensors:
+        return checkpoint
+    from fastwhisper.sources import converted  # noqa: PLC0415  3 ms, and few layouts need it
+
+    copy = converted.lookup(checkpoint)
     if copy is None:
         return checkpoint
     try:

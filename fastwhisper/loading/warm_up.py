@@ -8,7 +8,7 @@ for the modules that transcribe.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -33,8 +33,6 @@ _SAMPLES: Final = 16_000
 _TOKENS: Final = 3
 """One step with the prompt and two steps with one token: every kernel of decoding runs once."""
 
-_PROMPT_ROWS: Final = 10
-
 
 @dataclass(frozen=True, slots=True)
 class WarmUp:
@@ -52,20 +50,15 @@ class WarmUp:
         Args:
             in_thread: Runs a function in an engine thread of a lane.
         """
-        await tasks.side_by_side(
-            partial(in_thread, self.warm_mel, Lane.READ), partial(self._run_kernels, in_thread)
-        )
-
-    async def _run_kernels(self, in_thread: InThread) -> None:
         # Only the compute lane compiles: MLX's table of compiled functions has no lock.
         await tasks.side_by_side(
+            partial(in_thread, self.warm_network, Lane.COMPUTE),
             partial(in_thread, self.warm_convolution, Lane.READ),
             partial(in_thread, self.warm_attention, Lane.READ),
             partial(in_thread, self.warm_step, Lane.READ),
             partial(in_thread, self.warm_rules, Lane.READ),
-            partial(in_thread, self.warm_products, Lane.COMPUTE),
+            partial(in_thread, self.warm_mel, Lane.READ),
         )
-        await in_thread(self.warm_network, Lane.COMPUTE)
 
     def warm_mel(self) -> None:
         """Compute the mel spectrogram of a second of silence, which loads the FFT."""
@@ -111,19 +104,6 @@ class WarmUp:
         heads = audio.reshape(1, size.n_audio_ctx, size.n_audio_head, -1)
         x = heads.transpose(0, 2, 1, 3)
         mx.eval(mx.fast.scaled_dot_product_attention(x, x, x, scale=1.0))
-
-    def warm_products(self) -> None:
-        """Run products with plain and with quantized matrices."""
-        state = self.compute.checkpoint.dimensions.n_audio_state
-        audio = self._zeros(1, self.compute.checkpoint.dimensions.n_audio_ctx, state)
-        mx.eval(audio @ self._zeros(state, state))
-        for how in set(self.compute.checkpoint.precision.values()):
-            scales = self._zeros(state, state // how.group_size)
-            weight = mx.zeros((state, state * how.bits // 32), mx.uint32)
-            # Kernels differ by rows: a window of audio, the prompt of a window, a token.
-            for x in (audio, audio[:, :_PROMPT_ROWS], audio[:, :1]):
-                threads.check()
-                mx.eval(mx.quantized_matmul(x, weight, scales, scales, **asdict(how)))
 
     def warm_network(self) -> None:
         """Transcribe silence with a network of one layer and zero weights.

@@ -30,7 +30,7 @@ STAGES: Final = {
     "confirm": "fastwhisper.loading.stages.confirm",
     "build": "fastwhisper.loading.compute.Compute.build",
     "tokenizer": "fastwhisper.loading.stages.prepare_text",
-    "warm products": "fastwhisper.loading.warm_up.WarmUp.warm_products",
+    "warm rules": "fastwhisper.loading.warm_up.WarmUp.warm_rules",
     "warm attention": "fastwhisper.loading.warm_up.WarmUp.warm_attention",
     "warm convolution": "fastwhisper.loading.warm_up.WarmUp.warm_convolution",
     "warm mel": "fastwhisper.loading.warm_up.WarmUp.warm_mel",
