@@ -118,17 +118,20 @@ def may_have_gpu() -> bool:
 
 
 def _load_library() -> None:
-    """Load MLX's library and start CUDA's driver without holding the GIL.
+    """Load MLX's library and start CUDA side by side, without holding the GIL.
 
-    With CUDA each takes 0.1 to 0.2 s. Importing `mlx.core` holds the GIL for as long, and so does
-    `ctypes.CDLL`; calling `dlopen` through ctypes does not.
+    With CUDA they take 0.1 and 0.2 s. Importing `mlx.core` does both and holds the GIL for as long,
+    and so does `ctypes.CDLL`; calling `dlopen` through ctypes does not.
     """
+    driver = threading.Thread(target=_start_driver, name="fastwhisper-driver", daemon=True)
     if blas.has_cuda_backend():
-        threading.Thread(target=_start_driver, name="fastwhisper-driver", daemon=True).start()
+        driver.start()
     spec = importlib.util.find_spec("mlx")
     for place in (spec and spec.submodule_search_locations) or ():
         # A failure is ignored: the import fails too, and says why.
         ctypes.CDLL(None).dlopen(os.fsencode(Path(place, "lib", "libmlx.so")), os.RTLD_NOW)
+    if driver.ident is not None:
+        driver.join()
 
 
 def _start_driver() -> None:
