@@ -23,6 +23,7 @@ __all__ = [
     "DTYPES",
     "check_with_safetensors",
     "is_cut_off",
+    "pad_header",
     "parse_header",
     "plan_shards",
     "read_header",
@@ -54,6 +55,9 @@ DTYPES: Final = {
     "F64": "float64",
 }
 """MLX's name of each element type of safetensors."""
+
+_DATA_ALIGNMENT: Final = 16 << 10
+"""Where the data begins in the files that we write: at a page of Apple silicon."""
 
 _ENTRY_KEYS: Final = {"dtype", "shape", "data_offsets"}
 _LENGTH_BYTES: Final = 8
@@ -109,6 +113,15 @@ def parse_header(file: RegularFile, index: int) -> list[TensorPlan]:
     plans.sort(key=lambda plan: (plan.offset_bytes, plan.size_bytes))
     _check_cover(plans, start, file.seen.size_bytes, path)
     return plans
+
+
+def pad_header(header: bytes) -> bytes:
+    """Return the begin of a file: a header's length and JSON, with spaces up to a page's border.
+
+    So the first tensor is aligned. Every reader skips the spaces.
+    """
+    header += b" " * (-(_LENGTH_BYTES + len(header)) % _DATA_ALIGNMENT)
+    return len(header).to_bytes(_LENGTH_BYTES, "little") + header
 
 
 def is_cut_off(file: RegularFile) -> bool:

@@ -12,6 +12,7 @@ from safetensors.numpy import save
 
 from fastwhisper.checkpoint.expected import expected_shapes
 from fastwhisper.checkpoint.inspection import CONFIG
+from fastwhisper.checkpoint.safetensors import pad_header
 from fastwhisper.engine import threads
 from fastwhisper.quantizing.calibrate import calibrate, round_layers
 from fastwhisper.quantizing.recipe import choose_precision, describe_precision
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["Quantizer"]
 
 _WEIGHTS: Final = "weights.safetensors"
+_LENGTH_BYTES: Final = 8
+"""Bytes of a safetensors file that tell the length of its header."""
 
 
 class Quantizer:
@@ -92,6 +95,14 @@ class Quantizer:
         directory.parent.mkdir(parents=True, exist_ok=True)
         with open_new_directory(directory) as unfinished:
             (unfinished / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
-            # `save_file` would make a file that only its owner may read.
-            (unfinished / _WEIGHTS).write_bytes(save(self._arrays))
+            _write_weights(unfinished / _WEIGHTS, self._arrays)
             threads.check()
+
+
+def _write_weights(path: Path, arrays: dict[str, np.ndarray[Any, np.dtype[Any]]]) -> None:
+    """Write a safetensors file that can be mapped. safetensors puts the widest tensors first."""
+    # `save_file` would make a file that only its owner may read.
+    with memoryview(save(arrays)) as data, path.open("wb") as file:
+        start = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
+        file.write(pad_header(bytes(data[_LENGTH_BYTES:start])))
+        file.write(data[start:])

@@ -19,7 +19,8 @@ from typing import IO, TYPE_CHECKING, Final
 
 from fastwhisper.checkpoint.expected import ALIGNMENT_HEADS
 from fastwhisper.checkpoint.inspection import CONFIG
-from fastwhisper.checkpoint.safetensors import DTYPES
+from fastwhisper.checkpoint.plan import WIDTHS
+from fastwhisper.checkpoint.safetensors import DTYPES, pad_header
 from fastwhisper.errors import InvalidModelFormatError
 from fastwhisper.sources.atomic import open_new_directory
 from fastwhisper.sources.lock import open_lock
@@ -64,7 +65,6 @@ _KEY: Final = re.compile(r"[0-9a-f]{40}")
 _NOTE: Final = re.compile(r"[0-9a-f]{40}\.(sha256|confirmed)")
 _UNFINISHED: Final = re.compile(r"\.[0-9a-f]{40}\.tmp")
 _CODES: Final = {name: code for code, name in DTYPES.items()}
-_ALIGN_BYTES: Final = 64
 
 _logger = logging.getLogger("fastwhisper")
 
@@ -322,6 +322,8 @@ def _write_weights(
 ) -> None:
     """Write a safetensors file group by group. The plan already gives its header.
 
+    Each tensor is aligned to its item size, so that the file can be mapped: the widest come first.
+
     Source:
         safetensors, README "Format".
     """
@@ -335,14 +337,13 @@ def _write_weights(
         header[ALIGNMENT_HEADS] = _describe_tensor("int64", (len(flat) // 2, 2), 0, len(heads))
     begins: dict[str, int] = {}
     end = len(heads)
-    for plan in checkpoint.tensors:
+    for plan in sorted(checkpoint.tensors, key=lambda plan: -WIDTHS[plan.dtype]):
         begins[plan.name] = end
         header[plan.name] = _describe_tensor(plan.dtype, plan.shape, end, plan.size_bytes)
         end += plan.size_bytes
-    text = json.dumps(header).encode()
-    text += b" " * (-(8 + len(text)) % _ALIGN_BYTES)
-    file.write(struct.pack("<Q", len(text)) + text + heads)
-    start = 8 + len(text)
+    front = pad_header(json.dumps(header).encode())
+    file.write(front + heads)
+    start = len(front)
     for group in groups:
         check()
         for name, data in _as_bytes(group).items():

@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import fastwhisper
+from fastwhisper.checkpoint.chunks import describe_mapping
 from fastwhisper.engine import threads
 from fastwhisper.engine.threads import Lane
 from fastwhisper.errors import InvalidModelFormatError, QuantizedModelNotAvailableError
@@ -69,6 +70,15 @@ async def test_what_is_written_opens_on_the_fast_path(
         for name, array in written.items():
             assert np.array_equal(np.array(opened[name]).astype(array.dtype), array), name
     assert opened.keys() == written.keys()
+
+
+@pytest.mark.parametrize("quant", ["int4", "int8"])
+async def test_what_is_written_can_be_mapped(source: Path, tmp_path: Path, quant: str) -> None:
+    """The data begins at a page of Apple silicon, and each tensor at its item size."""
+    out = await make.quantize(source, out=tmp_path / "out", quant=Quantization(quant), share=0.5)
+    tensors = fastwhisper.inspect_checkpoint(out).tensors
+    assert min(plan.offset_bytes for plan in tensors) % (16 << 10) == 0
+    assert describe_mapping(tensors, "float16") == "yes"
 
 
 async def test_mlx_whisper_opens_it_where_its_config_can_say_it(

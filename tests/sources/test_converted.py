@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Literal
 
 import mlx.core as mx
 import pytest
 
+from fastwhisper.checkpoint.chunks import describe_mapping
+from fastwhisper.checkpoint.files import RegularFile
 from fastwhisper.checkpoint.inspection import inspect_checkpoint
+from fastwhisper.checkpoint.plan import TensorPlan
 from fastwhisper.checkpoint.read import read_shards
+from fastwhisper.checkpoint.safetensors import check_with_safetensors, parse_header
 from fastwhisper.sources import converted
 from tests.helpers.copies import list_leftovers, store_copy
 from tests.helpers.interpreter import WATCHDOG_S, start_python
@@ -81,6 +86,45 @@ def test_bfloat16_is_kept_as_it_is(tmp_path: Path) -> None:
     path = store_copy(original)
     assert path is not None
     assert read(inspect_checkpoint(path)) == read(original)
+
+
+@pytest.mark.parametrize(
+    ("layout", "precision"), [("weights.npz", "int4"), ("model.bin", "float16")]
+)
+def test_copy_can_be_mapped(tmp_path: Path, layout: Slow, precision: str) -> None:
+    """The data begins at a page of Apple silicon, and each tensor at its item size."""
+    directory = write_model(tmp_path / "model", layout=layout, precision=precision)
+    path = store_copy(inspect_checkpoint(directory))
+    assert path is not None
+    copy = inspect_checkpoint(path)
+    assert min(plan.offset_bytes for plan in copy.tensors) % (16 << 10) == 0
+    assert describe_mapping(copy.tensors, "float16") == "yes"
+
+
+def test_tensors_of_odd_lengths_are_aligned_in_a_copy(tmp_path: Path) -> None:
+    """The widest come first, whatever the order of the original."""
+    original = inspect_checkpoint(write_model(tmp_path / "model", layout="weights.npz"))
+    arrays = {
+        "a": mx.array([1], dtype=mx.uint8),
+        "b": mx.array([1, 2, 3], dtype=mx.uint32),
+        "c": mx.array([1, 2, 3], dtype=mx.float16),
+        "d": mx.array([1], dtype=mx.int64),
+    }
+    tensors = tuple(
+        TensorPlan(name, name, str(each.dtype).rpartition(".")[2], each.shape, 0, 0, each.nbytes)
+        for name, each in arrays.items()
+    )
+    mx.eval(arrays)
+    path = converted.store(replace(original, tensors=tensors), [arrays], check=lambda: None)
+    assert path is not None
+    with RegularFile(path / "weights.safetensors") as file:
+        plans = parse_header(file, 0)
+        check_with_safetensors(file.seen, plans)
+    assert [plan.name for plan in plans] == ["d", "b", "c", "a"]
+    assert describe_mapping(plans, None) == "yes"
+    found = mx.load(str(path / "weights.safetensors"))
+    assert isinstance(found, dict)
+    assert all(mx.array_equal(found[name], each).item() for name, each in arrays.items())
 
 
 def test_alignment_heads_of_a_config_become_a_tensor(tmp_path: Path) -> None:
