@@ -128,6 +128,9 @@ class LoadOptions:
         warm_up: Whether to compile the kernels before ready. None does so on a GPU only.
         revision: Branch, tag or commit of the repository.
         offline: Whether the network is forbidden.
+        memory_map: Whether weights are the file's own pages where that is possible, instead of
+            being read. Only for a Mac; elsewhere it is an error. If a mapped file is cut while
+            the model is open, the system ends the process. No Mac has run it yet.
     """
 
     DEFAULT: ClassVar[LoadOptions]
@@ -140,6 +143,7 @@ class LoadOptions:
     warm_up: bool | None = None
     revision: str | None = None
     offline: bool = False
+    memory_map: bool = False
 
 
 LoadOptions.DEFAULT = LoadOptions()
@@ -156,6 +160,7 @@ class LoadOverrides(TypedDict, total=False):
     warm_up: bool | None
     revision: str | None
     offline: bool
+    memory_map: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +199,7 @@ class LoadStats:
     """Bytes, memory and times of a load.
 
     Attributes:
-        bytes_read: Bytes of weights read from disk.
+        bytes_read: Bytes of weights read from disk, without those that are mapped.
         tensors: Number of arrays in the network.
         spans: The stages, by start.
         peak_bytes: Largest memory that MLX held while loading, in bytes.

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 async def opening() -> None:
     """open() and what is inside its block."""
     opened: AbstractAsyncContextManager[Session] = fastwhisper.open(
-        "large-v3-turbo", quant="int4", background=True
+        "large-v3-turbo", quant="int4", background=True, memory_map=False
     )
     async with opened as session:
         assert_type(session, Session)

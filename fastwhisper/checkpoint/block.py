@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, np.dtype[Any]]
 
-__all__ = ["BlockReader"]
+__all__ = ["BlockReader", "view_tensor"]
 
 _ALIGNMENT: Final = 8
 _CAST_BYTES: Final = 1 << 20
@@ -79,8 +79,7 @@ class BlockReader:
 
     def fits(self, plan: TensorPlan) -> bool:
         """Return whether the bytes of a tensor can be read as they are, or cast."""
-        is_plain = plan.transpose is None and plan.packed_bytes is None and plan.crc32 is None
-        return is_plain and self._count_bytes(plan) <= _MOST_BYTES
+        return plan.is_plain and self._count_bytes(plan) <= _MOST_BYTES
 
     def read(self, plans: Sequence[TensorPlan]) -> dict[str, mx.array]:
         """Read tensors that fit into one new block.
@@ -98,8 +97,7 @@ class BlockReader:
                 self._fill(stretch, memory)
         arrays = {}
         for plan, at in zip(plans, places, strict=True):
-            part = block[at : at + self._count_bytes(plan)]
-            arrays[plan.name] = part.view(getattr(mx, self._find_dtype(plan))).reshape(plan.shape)
+            arrays[plan.name] = view_tensor(block, at, self._find_dtype(plan), plan.shape)
         mx.eval(list(arrays.values()))
         return arrays
 
@@ -156,6 +154,19 @@ class BlockReader:
 
     def _count_bytes(self, plan: TensorPlan) -> int:
         return math.prod(plan.shape) * WIDTHS[self._find_dtype(plan)]
+
+
+def view_tensor(block: mx.array, at: int, dtype: str, shape: tuple[int, ...]) -> mx.array:
+    """Return a tensor that is a part of a block, as a lazy view.
+
+    Args:
+        block: Shape (bytes,), uint8.
+        at: Where the tensor begins in the block, a multiple of its item size.
+        dtype: The name of its dtype.
+        shape: Its shape.
+    """
+    end = at + math.prod(shape) * WIDTHS[dtype]
+    return block[at:end].view(getattr(mx, dtype)).reshape(shape)
 
 
 def _cast_piece(source: Array, target: Array) -> None:

@@ -91,6 +91,10 @@ class RegularFile:
     ) -> None:
         os.close(self._fd)
 
+    def fileno(self) -> int:
+        """Return the descriptor, which is open until the block is left."""
+        return self._fd
+
     @property
     def descriptor_path(self) -> str:
         """An ASCII path of this very file."""

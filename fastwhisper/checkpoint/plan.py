@@ -12,7 +12,7 @@ from fastwhisper.checkpoint.expected import find_main_bits
 from fastwhisper.values import Quantization
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Container, Iterable, Mapping
     from pathlib import Path
 
     from fastwhisper.checkpoint.files import WeightFile
@@ -77,6 +77,11 @@ class TensorPlan:
     packed_bytes: int | None = None
     head_bytes: int = 0
     crc32: tuple[int, int] | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the bytes in the file are those of the MLX array, before any cast."""
+        return self.transpose is None and self.packed_bytes is None and self.crc32 is None
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
@@ -149,6 +154,10 @@ class Checkpoint:
     def select(self, prefix: str) -> Checkpoint:
         """Return the checkpoint with only the tensors whose names begin with `prefix`."""
         return self._with(tensor for tensor in self.tensors if tensor.name.startswith(prefix))
+
+    def leave_out(self, names: Container[str]) -> Checkpoint:
+        """Return the checkpoint without the tensors of these names."""
+        return self._with(tensor for tensor in self.tensors if tensor.name not in names)
 
     def split(self, shares: int) -> tuple[Checkpoint, ...]:
         """Split the tensors into shares of about the same bytes, to be read side by side.

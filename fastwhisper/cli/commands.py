@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from fastwhisper.checkpoint.chunks import describe_mapping
 from fastwhisper.checkpoint.inspection import inspect_checkpoint
 from fastwhisper.checkpoint.word_loss import word_error_cost
 from fastwhisper.cli import interrupts, outputs
@@ -97,6 +98,7 @@ async def _transcribe_files(options: argparse.Namespace) -> int:
                 revision=options.revision,
                 offline=options.offline,
                 dtype=_DTYPES[options.fp16],
+                memory_map=options.memory_map,
             ),
             on_progress=report_load(bars),
             **_choose_precision(options),
@@ -283,6 +285,7 @@ def _print_description(location: Location, *, as_json: bool) -> int:
         "size_bytes": original.total_bytes,
         "bytes_by_precision": dict(sorted(bits.items())),
         "fast_path": opened.is_safetensors,
+        "maps": describe_mapping(opened.tensors, "float16"),
         "converted_copy": None if opened.path == original.path else str(opened.path),
         "dimensions": asdict(original.dimensions),
         "not_transcribable": _find_refusal(original),

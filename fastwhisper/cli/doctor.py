@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from fastwhisper.cli import interrupts, machine, model_check
 from fastwhisper.cli.page import FindingError, Page, collect_warnings
-from fastwhisper.engine import threads
+from fastwhisper.engine import backend, threads
 from fastwhisper.engine.threads import Lane
 from fastwhisper.sources import find
 from fastwhisper.sources.table import parse_model
@@ -56,7 +56,8 @@ async def _run(options: argparse.Namespace) -> int:
             if len(models.precisions) > 1:
                 compare = partial(model_check.check_precisions, models.precisions)
                 await page.fill("precisions", compare)
-            # On Metal, a mapped read has its section here: each tensor against a plain read.
+            if backend.may_map():
+                await page.fill("mapped", partial(model_check.check_mapped, models.chosen))
     page.finish(warnings)
     return 1 if page.failures else 0
 

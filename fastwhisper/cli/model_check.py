@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from fastwhisper.checkpoint.chunks import describe_mapping
 from fastwhisper.cli.page import FindingError
 from fastwhisper.engine import backend, threads
 from fastwhisper.engine.threads import Lane
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
     from fastwhisper.cli.machine import Facts, LocalModel
     from fastwhisper.session import Session
     from fastwhisper.values import Transcription
+    from fastwhisper.whisper.network import Whisper
 
-__all__ = ["check_precisions", "check_ready", "check_text"]
+__all__ = ["check_mapped", "check_precisions", "check_ready", "check_text"]
 
 SAMPLE: Final = Path(__file__).parent / "data" / "sample.ogg"
 """A recording of `SENTENCE`, 9 s long."""
@@ -104,6 +106,32 @@ async def check_ready(local: LocalModel, facts: Facts) -> None:
     facts["spans"] = [asdict(span) for span in stats.spans]
 
 
+async def check_mapped(local: LocalModel, facts: Facts) -> None:
+    """Open a model with its weights mapped, and compare each tensor with the one that is read.
+
+    Raises:
+        FindingError: A tensor differs.
+        FastWhisperError: It can't be opened.
+    """
+    checkpoint = await threads.run(partial(stages.inspect, local.location.path), Lane.FILES)
+    facts["maps"] = describe_mapping(checkpoint.tensors, "float16")
+    async with _open(local) as read:
+        begin_s = time.perf_counter()
+        async with _open(local, memory_map=True) as mapped:
+            facts["ready_s"] = time.perf_counter() - begin_s
+            stats = await mapped.wait_until_ready()
+            facts["tensors"] = stats.tensors
+            facts["mapped_bytes"] = stats.bytes_mapped
+            facts["read_bytes"] = stats.bytes_read
+            compare = partial(_find_differences, read.result.model, mapped.result.model)
+            different = await threads.run(compare, Lane.COMPUTE)
+    if different:
+        raise FindingError(
+            f"{len(different)} mapped tensors differ from the file, such as {different[0]}: "
+            "do not use memory_map"
+        )
+
+
 async def check_precisions(models: Sequence[LocalModel], facts: Facts) -> None:
     """Transcribe the sample with each precision of a model.
 
@@ -141,9 +169,9 @@ async def check_precisions(models: Sequence[LocalModel], facts: Facts) -> None:
         _judge(text)
 
 
-def _open(local: LocalModel) -> AbstractAsyncContextManager[Session]:
+def _open(local: LocalModel, *, memory_map: bool = False) -> AbstractAsyncContextManager[Session]:
     """Open a model of this machine, at the precision that was found and no other."""
-    options = LoadOptions(offline=True, fallback=None)
+    options = LoadOptions(offline=True, fallback=None, memory_map=memory_map)
     if local.quant is None:
         return open_session(local.name, options=options)
     return open_session(local.name, options=options, quant=local.quant)
@@ -170,6 +198,22 @@ def _read(paths: Sequence[Path]) -> float:
     arrays.clear()
     mx.clear_cache()
     return elapsed_s
+
+
+def _find_differences(one: Whisper, other: Whisper) -> list[str]:
+    """Return the names of parameters that are not equal to the last bit."""
+    mx = backend.import_mlx()
+    tree_flatten = backend.import_computing("mlx.utils").tree_flatten
+    others = dict(tree_flatten(other.parameters()))
+    different: list[str] = []
+    for name, array in tree_flatten(one.parameters()):
+        threads.check()
+        found = others.pop(name)
+        bits = [each.reshape(-1).view(mx.uint8) for each in (array, found)]
+        is_equal = array.dtype == found.dtype and array.shape == found.shape
+        if not is_equal or not mx.array_equal(*bits).item():
+            different.append(name)
+    return different + list(others)
 
 
 def _judge(text: str) -> None:

@@ -111,6 +111,7 @@ def _add_transcribe(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--model", default=default, help=f"{_MODELS} (default: {default})")
     _add_precision(model)
     model.add_argument("--offline", action="store_true", help="never use the network")
+    model.add_argument("--memory-map", action="store_true", help="map the weights (only on a Mac)")
     model.add_argument(
         "--fp16",
         type=_parse_flag,

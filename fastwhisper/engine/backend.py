@@ -19,7 +19,7 @@ from fastwhisper.errors import BackendMissingError
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["FREEZE", "import_computing", "import_mlx", "is_frozen", "may_have_gpu"]
+__all__ = ["FREEZE", "import_computing", "import_mlx", "is_frozen", "may_have_gpu", "may_map"]
 
 FREEZE: Final = "freeze it again: pyinstaller --collect-all mlx --collect-all fastwhisper"
 """Advice for a frozen program that lacks files."""
@@ -115,6 +115,11 @@ def _check_metal(mx: Any) -> None:
 def may_have_gpu() -> bool:
     """Return whether MLX may compute on a GPU. MLX is not imported for it."""
     return sys.platform == "darwin" or blas.has_cuda_backend()
+
+
+def may_map() -> bool:
+    """Return whether weights may be mapped: on a Mac only. MLX is not imported for it."""
+    return sys.platform == "darwin"
 
 
 def _load_library() -> None:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Self
 import mlx.core as mx
 
 from fastwhisper.checkpoint.inspection import inspect_checkpoint
+from fastwhisper.checkpoint.mapping import map_tensors
 from fastwhisper.checkpoint.read import read_shards
-from fastwhisper.engine import blocks, memory, threads
+from fastwhisper.engine import blocks, memory, pages, threads
 from fastwhisper.errors import NotEnoughMemoryError
 from fastwhisper.loading import stages
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from mlx import nn
 
     from fastwhisper.checkpoint.plan import Checkpoint
-    from fastwhisper.values import DtypeName
+    from fastwhisper.values import DtypeName, LoadOptions
     from fastwhisper.whisper.layers import Device
     from fastwhisper.whisper.network import Whisper
 
@@ -38,21 +39,27 @@ class Compute:
         checkpoint: The checkpoint as inspected.
         dtype: The dtype of floating parameters; None keeps the file's, for `load_model`.
         device: What MLX computes on.
+        memory_map: Whether weights are mapped where that is possible.
     """
 
     checkpoint: Checkpoint
     dtype: DtypeName | None
     device: Device
+    memory_map: bool = False
 
     @classmethod
-    def choose(cls, checkpoint: Checkpoint, dtype: DtypeName | None) -> Self:
+    def choose(cls, checkpoint: Checkpoint, options: LoadOptions) -> Self:
         """Choose the device, and the dtype if none is given.
 
         Raises:
             NotEnoughMemoryError: The weights exceed the limit of the container.
+            BackendMissingError: Weights shall be mapped, and MLX can't do that.
         """
         device = find_device()
-        chosen = cls(checkpoint, dtype or choose_dtype(device), device)
+        dtype = options.dtype or choose_dtype(device)
+        chosen = cls(checkpoint, dtype, device, options.memory_map)
+        if options.memory_map:
+            pages.check_support(device)
         chosen.check_memory()
         return chosen
 
@@ -76,13 +83,18 @@ class Compute:
             raise NotEnoughMemoryError(str(self.checkpoint.path), needed_bytes, limit_bytes)
 
     def read(
-        self, share: Checkpoint, *, on_group: Callable[[int], object] = int
+        self,
+        share: Checkpoint,
+        *,
+        on_group: Callable[[int], object] = int,
+        on_mapped: Callable[[int], object] = int,
     ) -> dict[str, mx.array]:
-        """Read tensors group by group and cast them to the dtype. All are evaluated.
+        """Map tensors, or read them group by group and cast them. All are evaluated.
 
         Args:
             share: A share of the checkpoint.
-            on_group: Called with the bytes of each group that was read.
+            on_group: Called with the bytes of each group that was mapped or read.
+            on_mapped: Called with the bytes that were mapped.
 
         Returns:
             The arrays by their MLX names.
@@ -92,6 +104,12 @@ class Compute:
         """
         arrays: dict[str, mx.array] = {}
         stored_bytes = {plan.name: plan.size_bytes for plan in share.tensors}
+        if self.memory_map:
+            arrays = map_tensors(share, dtype=self.dtype, pages=pages)
+            share = share.leave_out(arrays)
+            mapped_bytes = sum(stored_bytes[name] for name in arrays)
+            on_mapped(mapped_bytes)
+            on_group(mapped_bytes)
         for group in read_shards(share, dtype=self.dtype, allocate=self._allocate):
             threads.check()
             arrays |= group

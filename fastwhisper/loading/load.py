@@ -126,7 +126,7 @@ class LoadTask:
         self._meter = Meter(on_progress)
         self._begin_s = time.perf_counter()
         self._spans: list[Span] = []
-        self._active_bytes = [0]
+        self._active_bytes, self._mapped = [0], [0]
         self._huge_page_bytes = self._lanes = 0
         self._located: tuple[LoadResult, Checkpoint]
         self._chosen: Compute
@@ -150,7 +150,7 @@ class LoadTask:
         tasks.hold_interrupts()
         options = dataclasses.replace(options, **overrides)
         threads.import_ahead("fastwhisper.whisper.params")
-        await threads.run(partial(stages.check_start, model, options.quant), Lane.FILES)
+        await threads.run(partial(stages.check_start, model, options), Lane.FILES)
         return cls(model, options, on_progress, quant_given="quant" in overrides)
 
     @tasks.uninterrupted
@@ -177,7 +177,8 @@ class LoadTask:
             raise
         result, checkpoint = self._located
         stats = LoadStats(
-            bytes_read=checkpoint.total_bytes,
+            bytes_read=checkpoint.total_bytes - sum(self._mapped),
+            bytes_mapped=sum(self._mapped),
             tensors=len(self._params),
             spans=tuple(sorted(self._spans, key=lambda span: span.start_s)),
             peak_bytes=max(self._active_bytes),
@@ -288,8 +289,7 @@ class LoadTask:
     async def _compute(self, checkpoint: Checkpoint) -> None:
         prepare = partial(_prepare, checkpoint, self.options)
         compute, warm_up, before_bytes = await threads.run(prepare, Lane.READ)
-        self._chosen = compute
-        self.dtype = compute.dtype
+        self._chosen, self.dtype = compute, compute.dtype
         shares = checkpoint.split(threads.READERS)
         self._lanes = len(shares)
         await tasks.side_by_side(
@@ -301,7 +301,7 @@ class LoadTask:
         self._huge_page_bytes = await self._run_stage("apply", apply, Lane.COMPUTE) - before_bytes
 
     async def _read(self, compute: Compute, share: Checkpoint) -> None:
-        read = partial(compute.read, share, on_group=self._count)
+        read = partial(compute.read, share, on_group=self._count, on_mapped=self._mapped.append)
         self._params.update(await self._run_stage("read", read, Lane.READ))
 
     async def _build(self, compute: Compute) -> None:
@@ -382,7 +382,7 @@ def _prepare(checkpoint: Checkpoint, options: LoadOptions) -> tuple[Compute, War
     backend.import_mlx()
     from fastwhisper.loading.compute import Compute  # noqa: PLC0415  imports MLX
 
-    chosen = Compute.choose(checkpoint, options.dtype)
+    chosen = Compute.choose(checkpoint, options)
     warm_up: WarmUp | None = None
     if chosen.device != "cpu" if options.warm_up is None else options.warm_up:
         from fastwhisper.loading.warm_up import WarmUp  # noqa: PLC0415  6 ms, not for a CPU

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +19,7 @@ from fastwhisper.checkpoint.inspection import (
     inspect_checkpoint,
 )
 from fastwhisper.checkpoint.word_loss import word_error_cost
-from fastwhisper.engine import threads
+from fastwhisper.engine import backend, threads
 from fastwhisper.engine.backend import FREEZE, import_computing, is_frozen
 from fastwhisper.errors import (
     BackendMissingError,
@@ -30,7 +31,7 @@ from fastwhisper.whisper.languages import VOCAB_WITHOUT_LANGUAGES
 
 if TYPE_CHECKING:
     from fastwhisper.checkpoint.plan import Checkpoint
-    from fastwhisper.values import WhisperModel
+    from fastwhisper.values import LoadOptions, WhisperModel
 
 __all__ = ["check_start", "check_text", "confirm", "inspect", "prepare_text", "warn_of_word_errors"]
 
@@ -71,15 +72,20 @@ def inspect(path: Path) -> Checkpoint:
         return checkpoint
 
 
-def check_start(model: WhisperModel | str | os.PathLike[str], quant: str) -> None:
-    """Check a model's name, a precision, and that fastwhisper's own data files are there.
+def check_start(model: WhisperModel | str | os.PathLike[str], options: LoadOptions) -> None:
+    """Check a model's name, the options, and that fastwhisper's own data files are there.
 
     Raises:
         ModelNotFoundError: No model can have this name.
         QuantizedModelNotAvailableError: There is no such precision.
-        BackendMissingError: A data file is missing, as in a program that was frozen without them.
+        BackendMissingError: A data file is missing, as in a program that was frozen without them;
+            or weights can't be mapped on this system.
     """
-    find.check_form(model, quant)
+    find.check_form(model, options.quant)
+    if options.memory_map and not backend.may_map():
+        raise BackendMissingError(
+            f"weights can't be mapped on {sys.platform}: memory_map=True needs a Mac; leave it out"
+        )
     missing = [name for name in _DATA if not os.path.isfile(_PACKAGE / name)]  # noqa: PTH113  faster
     if missing:
         advice = FREEZE if is_frozen() else "install fastwhisper again"

@@ -20,8 +20,9 @@ from fastwhisper.errors import AudioError
 from fastwhisper.transcribing.samples import load_audio
 from tests.helpers.audio import SAMPLE, SAMPLE_RATE, wav_bytes
 from tests.helpers.command import run_command as run
+from tests.helpers.pages import align_weights
 from tests.helpers.reference import import_reference, leave_out_bounds
-from tests.helpers.tiny_models import SPEAKING
+from tests.helpers.tiny_models import SPEAKING, write_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -295,9 +296,27 @@ def test_inspect_describes_a_directory(model: Path, capsys: pytest.CaptureFixtur
     assert facts["path"] == str(model)
     assert facts["precision"] == "float16"
     assert facts["fast_path"] is True
+    assert facts["maps"] == "no (each tensor must be cast to float16)"
     assert facts["dimensions"]["n_audio_layer"] == 1
     assert run("inspect", model) == 0
     assert f"path: {model}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shift", "line"),
+    [
+        ("float16", 0, "maps: yes"),
+        ("float16", 1, "maps: no (each tensor is not aligned)"),
+        ("float32", 0, "maps: no (each tensor must be cast to float16)"),
+    ],
+)
+def test_inspect_says_whether_a_directory_maps(
+    dtype: str, shift: int, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the reason if it does not, for float16, in which a Mac computes."""
+    directory = align_weights(write_model(tmp_path / "model", dtype=dtype), shift=shift)
+    assert run("inspect", directory) == 0
+    assert line in capsys.readouterr().out.splitlines()
 
 
 def test_pull_of_a_directory_only_describes_it(

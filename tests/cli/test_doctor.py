@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -19,13 +20,17 @@ from huggingface_hub import constants
 from fastwhisper.cli import machine, model_check
 from fastwhisper.cli.page import Page
 from fastwhisper.cli.privacy import build_filter
+from fastwhisper.engine import backend, pages
 from fastwhisper.sources.table import resolve_repo
 from tests.helpers.command import run_command as run
 from tests.helpers.interpreter import run_python
 from tests.helpers.nobody import needs_root, run_nobody
+from tests.helpers.pages import pretend_metal
 from tests.helpers.tiny_models import write_babbler
 
 if TYPE_CHECKING:
+    import mlx.core as mx
+
     from tests.helpers.command import AtEachWindow
 
 COMMAND = ("-m", "fastwhisper", "doctor")
@@ -36,11 +41,12 @@ TOKEN = "hf_AbCdEfGhIjKlMnOpQr"
 
 @pytest.fixture(autouse=True)
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return an empty Hugging Face cache; the extra `tiny` is not installed."""
+    """Return an empty Hugging Face cache; the extra `tiny` is not installed, and nothing maps."""
     folder = tmp_path / "hub"
     folder.mkdir()
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
     monkeypatch.setenv("HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(backend, "may_map", lambda: False)
     monkeypatch.setattr("fastwhisper.sources.find._TINY_PACKAGE", "no_such_package")
     return folder
 
@@ -131,6 +137,52 @@ def test_smallest_model_is_checked(
     assert page["ready"]["mlx_load_s"] > 0
     assert page["ready"]["ready_s"] > 0
     assert "precisions" not in page
+
+
+def quantize_aligned(model: Path) -> Path:
+    """Return an int8 model, whose packed weights are not cast on a CPU either."""
+    assert run("quantize", model, "--quant", "int8", "--out", "int8") == 0
+    return Path("int8")
+
+
+def test_mapped_tensors_are_compared_with_those_that_are_read(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a Mac only; it says how many bytes were mapped."""
+    accept_any_text(monkeypatch)
+    directory = quantize_aligned(model)
+    pretend_metal(monkeypatch)
+    capsys.readouterr()
+    status, page = read_page(capsys, "--model", directory)
+    assert status == 0
+    mapped = page["mapped"]
+    assert mapped["mapped_bytes"] > 0
+    assert mapped["mapped_bytes"] + mapped["read_bytes"] == page["text"]["size_bytes"]
+    assert mapped["maps"] == "yes"
+    assert mapped["tensors"] == page["text"]["tensors"]
+
+
+def test_mapped_tensor_that_differs_is_a_failure(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is named, and the advice is to read."""
+    accept_any_text(monkeypatch)
+    directory = quantize_aligned(model)
+    wrap = pretend_metal(monkeypatch).wrap
+
+    def spoil(memory: memoryview) -> mx.array:
+        array = wrap(memory)
+        array[len(memory) // 2] ^= 1
+        return array
+
+    monkeypatch.setattr(pages, "wrap", spoil)
+    capsys.readouterr()
+    status, page = read_page(capsys, "--model", directory)
+    assert status == 1
+    assert re.search(
+        r"^mapped: \d+ mapped tensors differ from the file, such as (en|de)coder\..*weight: do not",
+        page["verdict"]["failures"][0],
+    )
 
 
 def test_precisions_of_one_model_are_compared(

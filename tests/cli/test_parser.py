@@ -306,6 +306,7 @@ def test_every_flag_arrives(
         ("--fp16 True --model org/name", {"model": "org/name", "dtype": "float16"}),
         ("--fp16 False --model org/name", {"model": "org/name", "dtype": "float32"}),
         ("--model org/name --offline", {"model": "org/name", "offline": True}),
+        ("--model org/name --memory-map", {"model": "org/name", "memory_map": True}),
         ("--model org/name --revision v1", {"model": "org/name", "revision": "v1"}),
     ],
 )
@@ -318,7 +319,7 @@ def test_what_is_opened(
     def open_session(model: str, *, options: Any, on_progress: object, **more: Any) -> None:
         assert on_progress is None
         seen.update(model=model, **more)
-        for name in ("revision", "offline", "dtype"):
+        for name in ("revision", "offline", "dtype", "memory_map"):
             if getattr(options, name):
                 seen[name] = getattr(options, name)
         raise ModelNotFoundError(model, "seen enough")
