@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Self
 import mlx.core as mx
 
 from fastwhisper.checkpoint.inspection import inspect_checkpoint
-from fastwhisper.checkpoint.mapping import map_tensors
 from fastwhisper.checkpoint.read import read_shards
-from fastwhisper.engine import blocks, memory, pages, threads
+from fastwhisper.engine import blocks, memory, threads
 from fastwhisper.errors import NotEnoughMemoryError
 from fastwhisper.loading import stages
 
@@ -59,7 +58,9 @@ class Compute:
         dtype = options.dtype or choose_dtype(device)
         chosen = cls(checkpoint, dtype, device, options.memory_map)
         if options.memory_map:
-            pages.check_support(device)
+            from fastwhisper.engine.pages import check_support  # noqa: PLC0415  rarely needed
+
+            check_support(device)
         chosen.check_memory()
         return chosen
 
@@ -105,6 +106,9 @@ class Compute:
         arrays: dict[str, mx.array] = {}
         stored_bytes = {plan.name: plan.size_bytes for plan in share.tensors}
         if self.memory_map:
+            from fastwhisper.checkpoint.mapping import map_tensors  # noqa: PLC0415  rarely needed
+            from fastwhisper.engine import pages  # noqa: PLC0415  rarely needed
+
             arrays = map_tensors(share, dtype=self.dtype, pages=pages)
             share = share.leave_out(arrays)
             mapped_bytes = sum(stored_bytes[name] for name in arrays)
