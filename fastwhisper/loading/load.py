@@ -319,11 +319,13 @@ class LoadTask:
             self._meter.report("warm-up", 0, 0)
 
     def _queue_follow_up(self, checkpoint: Checkpoint, *, owned: bool) -> None:
-        """Queue what the first transcription and the next load need. Nobody waits for it."""
+        """Queue what a session's first transcription and the next load need; wait for none."""
         post = tasks.on_this_loop()
-        prepare = partial(stages.prepare_text, checkpoint)
-        failure = f"the tokenizer of {checkpoint.path} can't be prepared"
-        queue = [partial(self._queue, prepare, failure, Lane.FILES, anyio.Event(), post)]
+        if owned:  # only a session transcribes
+            prepare = partial(stages.prepare_text, checkpoint)
+            failure = f"the tokenizer of {checkpoint.path} can't be prepared"
+            # At the loop's next turn: imports hold Python, and the owner is told first.
+            post(partial(self._queue, prepare, failure, Lane.FILES, anyio.Event(), post))
         if not checkpoint.is_safetensors:
             count: Callable[[int], object] = int
             if owned:
@@ -331,13 +333,11 @@ class LoadTask:
                 count = partial(self._meter.add_and_post, "convert", post)
             convert = partial(self._chosen.keep_converted, on_group=count)
             failure = f"the converted copy of {checkpoint.path} was not kept"
-            queue.append(partial(self._queue, convert, failure, Lane.READ, anyio.Event(), post))
-        for queue_one in queue:
+            queue = partial(self._queue, convert, failure, Lane.READ, anyio.Event(), post)
             if owned:
-                # At the loop's next turn: imports hold Python, and the owner is told first.
-                post(queue_one)
+                post(queue)
             else:
-                queue_one()
+                queue()
 
     def _queue(
         self,
