@@ -259,3 +259,25 @@ def test_a_job_may_be_stopped_twice() -> None:
     release.set()
     for job in busy:
         threads.wait_for(job)
+
+
+async def test_arrays_are_freed_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLX frees with the GIL held, so a pause follows each 64 MiB; a network is emptied too."""
+    import mlx.core as mx  # noqa: PLC0415  after the engine's threads have prepared it
+
+    size = 16 << 20
+
+    def make() -> mx.array:
+        array = mx.zeros(size, mx.uint8)
+        mx.eval(array)
+        return array
+
+    built = [{"blocks": [{"weight": make()} for _ in range(6)], "bias": make(), "dims": object()}]
+    params = {"weight": make()}
+    base_bytes = mx.get_active_memory() - 8 * size
+    held: list[int] = []
+    monkeypatch.setattr("time.sleep", lambda _: held.append(mx.get_active_memory() - base_bytes))
+    await threads.release(built, params)
+    assert held == [4 * size, 0]
+    assert not built
+    assert not params

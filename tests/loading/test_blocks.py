@@ -1,0 +1,93 @@
+"""Loads into blocks of memory on a Linux CPU: with and without huge pages, files that are cut."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import pytest
+
+import fastwhisper
+from fastwhisper import InvalidModelFormatError
+from fastwhisper.checkpoint.files import RegularFile
+from tests.helpers.interpreter import run_python
+from tests.helpers.tiny_models import SPEAKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.skipif(
+        sys.platform != "linux" or mx.default_device() != mx.cpu, reason="not a Linux CPU"
+    ),
+]
+
+LOAD = """
+import ctypes, hashlib, json, sys
+if sys.argv[2] == "off":
+    PR_SET_THP_DISABLE = 41
+    assert ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0) == 0
+import anyio, fastwhisper
+async def main():
+    result = await fastwhisper.load(sys.argv[1], dtype="float32")
+    from mlx.utils import tree_flatten
+    digest = hashlib.sha256()
+    for name, array in sorted(tree_flatten(result.model.parameters())):
+        digest.update(name.encode() + bytes(memoryview(array)))
+    stats = result.ready.state.stats
+    print(json.dumps([digest.hexdigest(), stats.huge_page_bytes, stats.lanes, stats.bytes_mapped]))
+anyio.run(main)
+"""
+
+
+@pytest.fixture
+def model(tiny_model_dir: Callable[..., Path]) -> Path:
+    """Return a model of 7 MB."""
+    return tiny_model_dir(dimensions=SPEAKING)
+
+
+def test_weights_are_the_same_without_huge_pages(model: Path) -> None:
+    """A process that may not have huge pages reads the same, in small ones, and says so."""
+    on, off = (
+        json.loads(run_python("-c", LOAD, model, pages).stdout.splitlines()[-1])
+        for pages in ("on", "off")
+    )
+    assert on[0] == off[0]
+    assert off[1] == 0
+    for _, _, lanes, mapped_bytes in (on, off):
+        assert lanes == 2
+        assert mapped_bytes == 0
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("moment", ["before", "after"])
+async def test_file_that_another_process_cuts_while_it_is_read(
+    model: Path, dtype: Any, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is an error, also when all bytes were read, and no array is kept."""
+    weights = model / "weights.safetensors"
+    real = RegularFile.read_into
+    large_bytes = 1 << 20
+    held_bytes = mx.get_active_memory()
+
+    def read_into(self: RegularFile, buffer: memoryview, offset: int) -> None:
+        # Not the header: the inspection reads it.
+        if moment == "before" and len(buffer) > large_bytes // 2:
+            cut()
+        real(self, buffer, offset)
+        if moment == "after" and len(buffer) > large_bytes // 2:
+            cut()
+
+    def cut() -> None:
+        code = "import os, sys; os.truncate(sys.argv[1], 1 << 20)"
+        subprocess.run([sys.executable, "-c", code, str(weights)], check=True)
+
+    monkeypatch.setattr(RegularFile, "read_into", read_into)
+    with pytest.raises(InvalidModelFormatError, match=r"changed while|ends before"):
+        await fastwhisper.load(model, dtype=dtype)
+    assert mx.get_active_memory() <= held_bytes + large_bytes
