@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import importlib
 import importlib.util
@@ -23,6 +22,8 @@ __all__ = ["FREEZE", "import_computing", "import_mlx", "is_frozen", "may_have_gp
 
 FREEZE: Final = "freeze it again: pyinstaller --collect-all mlx --collect-all fastwhisper"
 """Advice for a frozen program that lacks files."""
+
+_CUDA_DRIVER: Final = "libcuda.so.1"
 
 _prepare_lock = threading.Lock()
 _is_prepared = False
@@ -126,22 +127,25 @@ def _load_library() -> None:
     """Load MLX's library and start CUDA side by side, without holding the GIL.
 
     With CUDA they take 0.1 and 0.2 s. Importing `mlx.core` does both and holds the GIL for as long,
-    and so does `ctypes.CDLL`; calling `dlopen` through ctypes does not.
+    and so does `ctypes.CDLL`; calling `dlopen` through ctypes does not. CUDA's driver comes first:
+    only one library is loaded at a time.
     """
-    driver = threading.Thread(target=_start_driver, name="fastwhisper-driver", daemon=True)
-    if blas.has_cuda_backend():
-        driver.start()
+    dlopen = ctypes.CDLL(None).dlopen
+    dlopen.restype = ctypes.c_void_p
+    threads = []
+    if blas.has_cuda_backend() and (handle := dlopen(_CUDA_DRIVER.encode(), os.RTLD_NOW)):
+        threads.append(threading.Thread(target=_start_driver, args=(handle,), daemon=True))
+        threads[0].start()
     spec = importlib.util.find_spec("mlx")
     for place in (spec and spec.submodule_search_locations) or ():
         # A failure is ignored: the import fails too, and says why.
-        ctypes.CDLL(None).dlopen(os.fsencode(Path(place, "lib", "libmlx.so")), os.RTLD_NOW)
-    if driver.ident is not None:
-        driver.join()
+        dlopen(os.fsencode(Path(place, "lib", "libmlx.so")), os.RTLD_NOW)
+    for thread in threads:
+        thread.join()
 
 
-def _start_driver() -> None:
+def _start_driver(handle: int) -> None:
     """Start CUDA's driver and the context of the first GPU, which MLX's import would wait for."""
-    with contextlib.suppress(OSError):
-        driver = ctypes.CDLL("libcuda.so.1")
-        if driver.cuInit(0) == 0:
-            driver.cuDevicePrimaryCtxRetain(ctypes.byref(ctypes.c_void_p()), 0)
+    driver = ctypes.CDLL(_CUDA_DRIVER, handle=handle)
+    if driver.cuInit(0) == 0:
+        driver.cuDevicePrimaryCtxRetain(ctypes.byref(ctypes.c_void_p()), 0)
