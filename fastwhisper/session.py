@@ -9,7 +9,7 @@ from weakref import WeakSet
 
 import anyio
 
-from fastwhisper.engine import tasks, threads
+from fastwhisper.engine import backend, tasks, threads
 from fastwhisper.engine.threads import Lane
 from fastwhisper.errors import ModelNotReadyError, SessionClosedError
 from fastwhisper.stream import SegmentStream, detach, detect_language, warn_caller
@@ -76,8 +76,6 @@ async def open(
         RuntimeError: With `background`, another task has left the block.
     """
     tasks.hold_interrupts()
-    # MLX's library takes longest, and does not hold the GIL: it loads beside the other imports.
-    threads.import_ahead("fastwhisper.whisper.params")
     load_task = await threads.run(_import_load_task, Lane.FILES)
     task = await load_task.prepare(model, options, on_progress, overrides)
     session = Session(task)
@@ -98,7 +96,13 @@ async def open(
 
 
 def _import_load_task() -> type[LoadTask]:
-    from fastwhisper.loading.load import LoadTask  # noqa: PLC0415  20 ms on the event loop
+    """Import the load, which would stop the event loop for 20 ms; CUDA starts beside it.
+
+    MLX's library must not be loaded beside it: Python holds the GIL while one of its own libraries
+    waits for the loader's lock.
+    """
+    backend.start_cuda()
+    from fastwhisper.loading.load import LoadTask  # noqa: PLC0415  see above
 
     return LoadTask
 

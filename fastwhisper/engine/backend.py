@@ -25,6 +25,9 @@ FREEZE: Final = "freeze it again: pyinstaller --collect-all mlx --collect-all fa
 
 _CUDA_DRIVER: Final = "libcuda.so.1"
 
+_dlopen = ctypes.CDLL(None).dlopen
+_dlopen.restype = ctypes.c_void_p
+
 _prepare_lock = threading.Lock()
 _is_prepared = False
 
@@ -124,24 +127,31 @@ def may_map() -> bool:
 
 
 def _load_library() -> None:
-    """Load MLX's library and start CUDA side by side, without holding the GIL.
+    """Load MLX's library and wait for CUDA, without holding the GIL.
 
-    With CUDA they take 0.1 and 0.2 s. Importing `mlx.core` does both and holds the GIL for as long,
-    and so does `ctypes.CDLL`; calling `dlopen` through ctypes does not. CUDA's driver comes first:
-    only one library is loaded at a time.
+    With CUDA that takes 0.2 s. Importing `mlx.core` does the same with the GIL held, and so does
+    `ctypes.CDLL`; calling `dlopen` through ctypes does not.
     """
-    dlopen = ctypes.CDLL(None).dlopen
-    dlopen.restype = ctypes.c_void_p
-    threads = []
-    if blas.has_cuda_backend() and (handle := dlopen(_CUDA_DRIVER.encode(), os.RTLD_NOW)):
-        threads.append(threading.Thread(target=_start_driver, args=(handle,), daemon=True))
-        threads[0].start()
+    driver = start_cuda()
     spec = importlib.util.find_spec("mlx")
     for place in (spec and spec.submodule_search_locations) or ():
         # A failure is ignored: the import fails too, and says why.
-        dlopen(os.fsencode(Path(place, "lib", "libmlx.so")), os.RTLD_NOW)
-    for thread in threads:
-        thread.join()
+        _dlopen(os.fsencode(Path(place, "lib", "libmlx.so")), os.RTLD_NOW)
+    if driver is not None:
+        driver.join()
+
+
+@cache
+def start_cuda() -> threading.Thread | None:
+    """Begin to start CUDA in a thread of its own; return that thread, or None without CUDA."""
+    if not blas.has_cuda_backend():
+        return None
+    handle = _dlopen(_CUDA_DRIVER.encode(), os.RTLD_NOW)
+    if not handle:
+        return None
+    driver = threading.Thread(target=_start_driver, args=(handle,), daemon=True)
+    driver.start()
+    return driver
 
 
 def _start_driver(handle: int) -> None:
