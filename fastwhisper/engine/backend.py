@@ -18,7 +18,15 @@ from fastwhisper.errors import BackendMissingError
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["FREEZE", "import_computing", "import_mlx", "is_frozen", "may_have_gpu", "may_map"]
+__all__ = [
+    "FREEZE",
+    "import_computing",
+    "import_mlx",
+    "is_frozen",
+    "may_have_gpu",
+    "may_map",
+    "start_cuda",
+]
 
 FREEZE: Final = "freeze it again: pyinstaller --collect-all mlx --collect-all fastwhisper"
 """Advice for a frozen program that lacks files."""
