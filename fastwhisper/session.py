@@ -283,4 +283,4 @@ class Session:
                 await self._idle.wait()
             for stream in self._streams:
                 stream.close()
-            await threads.release(self._load.built, jobs=self._load.follow_up)
+            await self._load.release()

@@ -206,6 +206,8 @@ class LoadStats:
         bytes_mapped: Bytes of weights that are the file's own pages.
         huge_page_bytes: Growth of this process's memory in huge pages while the weights were read.
         lanes: Number of threads that read side by side.
+        kernels_pending: Number of steps of the warm-up that still compile kernels, which happens
+            once on a machine. The first transcription waits for what it needs.
     """
 
     bytes_read: int
@@ -215,6 +217,7 @@ class LoadStats:
     bytes_mapped: int = 0
     huge_page_bytes: int = 0
     lanes: int = 1
+    kernels_pending: int = 0
 
 
 @dataclass(frozen=True, slots=True)

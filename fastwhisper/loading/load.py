@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import time
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar, Unpack
@@ -48,8 +47,6 @@ if TYPE_CHECKING:
 __all__ = ["LoadTask", "load"]
 
 T = TypeVar("T")
-
-_logger = logging.getLogger("fastwhisper")
 
 
 @tasks.uninterrupted
@@ -104,6 +101,7 @@ class LoadTask:
         dtype: The dtype to compute in; None before it is chosen.
         built: The network, once it is built. `threads.release` empties the list.
         follow_up: What was queued on the engine after ready, for `threads.release`.
+        compiling: Steps of the warm-up that compile kernels for longer than ready waits.
     """
 
     def __init__(
@@ -121,6 +119,7 @@ class LoadTask:
         self.dtype: DtypeName | None = None
         self.built: list[Whisper] = []
         self.follow_up: list[tuple[Job[None], anyio.Event]] = []
+        self.compiling: list[Job[None]] = []
         self._model = model
         self._quant_given = quant_given
         self._meter = Meter(on_progress)
@@ -173,7 +172,7 @@ class LoadTask:
         try:
             await tasks.side_by_side(partial(self._load, task_status), self._meter.pump)
         except BaseException:
-            await threads.release(self._params, self.built)
+            await self.release(self._params)
             raise
         result, checkpoint = self._located
         stats = LoadStats(
@@ -184,11 +183,18 @@ class LoadTask:
             peak_bytes=max(self._active_bytes),
             huge_page_bytes=max(0, self._huge_page_bytes),
             lanes=self._lanes,
+            kernels_pending=len(self.compiling),
         )
         self._params.clear()
         self.readiness.become_ready(self.built[0], stats)
         self._queue_follow_up(checkpoint, owned=owned)
         return result
+
+    async def release(self, *containers: dict[str, mx.array]) -> None:
+        """Stop what still runs and return the memory. A kernel that compiles is not waited for."""
+        for job in self.compiling:
+            job.abandon()
+        await threads.release(*containers, self.built, jobs=self.follow_up)
 
     @tasks.uninterrupted
     async def run_in_background(
@@ -297,8 +303,9 @@ class LoadTask:
             partial(self._build, compute),
             *(partial(self._read, compute, share) for share in shares),
         )
+        # Not in the compute lane, where the warm-up may still compile.
         apply = partial(self._apply, compute)
-        self._huge_page_bytes = await self._run_stage("apply", apply, Lane.COMPUTE) - before_bytes
+        self._huge_page_bytes = await self._run_stage("apply", apply, Lane.READ) - before_bytes
 
     async def _read(self, compute: Compute, share: Checkpoint) -> None:
         read = partial(compute.read, share, on_group=self._count, on_mapped=self._mapped.append)
@@ -315,7 +322,7 @@ class LoadTask:
     async def _warm_up(self, warm_up: WarmUp | None) -> None:
         if warm_up is not None:
             self._meter.report("warm-up", 0, None)
-            await warm_up.run(partial(self._run_stage, "warm-up"))
+            self.compiling = await warm_up.run(partial(self._run_timed, "warm-up"))
             self._meter.report("warm-up", 0, 0)
 
     def _queue_follow_up(self, checkpoint: Checkpoint, *, owned: bool) -> None:
@@ -350,7 +357,7 @@ class LoadTask:
         """Queue a stage that follows, unless the load was closed meanwhile."""
         if not self.readiness.is_ready:
             return
-        work = partial(_run_logged, stage, failure)
+        work = partial(stages.run_logged, stage, failure)
         with contextlib.suppress(SystemExit):  # the interpreter exits: nothing follows any more
             job = threads.submit(work, lane, notify=lambda: post(ended.set))
             self.follow_up.append((job, ended))
@@ -389,12 +396,3 @@ def _prepare(checkpoint: Checkpoint, options: LoadOptions) -> tuple[Compute, War
 
         warm_up = WarmUp(chosen)
     return chosen, warm_up, find_huge_page_bytes()
-
-
-def _run_logged(stage: Callable[[], None], failure: str) -> None:
-    """Run a stage that nobody waits for, and log its failure."""
-    try:
-        stage()
-    except Exception:
-        # The model is ready and in use. The first transcription raises the same error.
-        _logger.exception(failure)

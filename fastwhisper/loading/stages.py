@@ -30,10 +30,20 @@ from fastwhisper.sources import find, verified
 from fastwhisper.whisper.languages import VOCAB_WITHOUT_LANGUAGES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fastwhisper.checkpoint.plan import Checkpoint
     from fastwhisper.values import LoadOptions, WhisperModel
 
-__all__ = ["check_start", "check_text", "confirm", "inspect", "prepare_text", "warn_of_word_errors"]
+__all__ = [
+    "check_start",
+    "check_text",
+    "confirm",
+    "inspect",
+    "prepare_text",
+    "run_logged",
+    "warn_of_word_errors",
+]
 
 _PACKAGE: Final = Path(__file__).parents[1]
 _DATA: Final = (
@@ -153,3 +163,12 @@ def prepare_text(checkpoint: Checkpoint) -> None:
     read_tokenizer(checkpoint.dimensions.n_vocab, language="en", task="transcribe")
     threads.check()
     import_computing("fastwhisper.transcribing.windows")
+
+
+def run_logged(stage: Callable[[], None], failure: str) -> None:
+    """Run a stage that nobody waits for, and log its failure."""
+    try:
+        stage()
+    except Exception:
+        # The model is ready and in use. The first transcription raises the same error.
+        _logger.exception(failure)

@@ -10,25 +10,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
+import anyio
 import mlx.core as mx
 from mlx.utils import tree_map
 
-from fastwhisper.engine import tasks, threads
+from fastwhisper.engine import threads
 from fastwhisper.engine.threads import Lane
 from fastwhisper.whisper.options import DecodeSettings
 from fastwhisper.whisper.tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
 
+    from fastwhisper.engine.jobs import Job
     from fastwhisper.loading.compute import Compute
-
-    InThread: TypeAlias = Callable[[Callable[[], None], Lane], Coroutine[Any, Any, None]]
 
 __all__ = ["WarmUp"]
 
+COMPILING_S: Final = 10.0
+"""How long ready waits for kernels that this machine has never compiled."""
+
+_LEAVING_S: Final = 0.5
 _SAMPLES: Final = 16_000
 _TOKENS: Final = 3
 """One step with the prompt and two steps with one token: every kernel of decoding runs once."""
@@ -36,7 +40,7 @@ _TOKENS: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class WarmUp:
-    """The warm-up of one load. `run` is awaited on the event loop, the rest runs in its threads.
+    """The warm-up of one load. `run` is awaited on the event loop, its steps run in engine threads.
 
     Attributes:
         compute: The checkpoint, the dtype and the device.
@@ -44,21 +48,43 @@ class WarmUp:
 
     compute: Compute
 
-    async def run(self, in_thread: InThread) -> None:
-        """Run the whole warm-up, side by side where MLX allows it.
+    async def run(self, timed: Callable[[Callable[[], None]], None]) -> list[Job[None]]:
+        """Run all steps side by side, and wait for them 10 s at most.
+
+        A kernel that this machine has never compiled takes longer, and can't be interrupted. It
+        ends in its thread; a computation that needs it waits there.
 
         Args:
-            in_thread: Runs a function in an engine thread of a lane.
+            timed: Calls a step in an engine thread, and records its time.
+
+        Returns:
+            The steps that still compile.
         """
         # Only the compute lane compiles: MLX's table of compiled functions has no lock.
-        await tasks.side_by_side(
-            partial(in_thread, self.warm_network, Lane.COMPUTE),
-            partial(in_thread, self.warm_convolution, Lane.READ),
-            partial(in_thread, self.warm_attention, Lane.READ),
-            partial(in_thread, self.warm_step, Lane.READ),
-            partial(in_thread, self.warm_rules, Lane.READ),
-            partial(in_thread, self.warm_mel, Lane.READ),
+        steps = (
+            (self.warm_network, Lane.COMPUTE),
+            (self.warm_convolution, Lane.READ),
+            (self.warm_attention, Lane.READ),
+            (self.warm_step, Lane.READ),
+            (self.warm_rules, Lane.READ),
+            (self.warm_mel, Lane.READ),
         )
+        queued = [threads.enqueue(partial(timed, step), lane) for step, lane in steps]
+        try:
+            with anyio.move_on_after(COMPILING_S):
+                for job, ended in queued:
+                    await ended.wait()
+                    job.result()
+        except BaseException:
+            for job, _ in queued:
+                job.abandon()
+            # A step that compiles nothing ends soon, and then none of its arrays is left.
+            with anyio.move_on_after(_LEAVING_S, shield=True):
+                for job, ended in queued:
+                    if not job.finished.is_set():
+                        await ended.wait()
+            raise
+        return [job for job, _ in queued if not job.finished.is_set()]
 
     def warm_mel(self) -> None:
         """Compute the mel spectrogram of a second of silence, which loads the FFT."""
