@@ -32,6 +32,9 @@ __all__ = [
     "warnings_as_notes",
 ]
 
+_LABELS: Final = {"warm-up": "kernels, compiled once per machine"}
+"""What a bar is called, if that is not the stage's name."""
+
 
 @contextmanager
 def standard_streams() -> Iterator[None]:
@@ -190,7 +193,8 @@ def report_load(bars: Bars | None) -> Callable[[Progress], None] | None:
 
     def report(progress: Progress) -> None:
         if progress.stage not in rows:
-            rows[progress.stage] = bars.add_task(progress.stage, total=None)
+            label = _LABELS.get(progress.stage, progress.stage)
+            rows[progress.stage] = bars.add_task(label, total=None)
         bars.update(rows[progress.stage], completed=progress.done_bytes, total=progress.total_bytes)
 
     return report
