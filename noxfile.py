@@ -189,6 +189,8 @@ def bench(session: nox.Session) -> None:
     # first run, but not where PYTHONDONTWRITEBYTECODE is set.
     session.run("python", "-m", "compileall", "-q", "fastwhisper")
     session.run("python", "-m", "bench.cold", *session.posargs)
+    session.run("python", "-m", "bench.cold", "--second")
+    session.run("python", "-m", "bench.cold", "--from-disk")
     session.run("python", "-m", "bench.gap")
     session.run("python", "-m", "bench.first", "tiny:int4", "--runs", "3")
     session.run("python", "-m", "bench.layouts")
