@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import mlx.core as mx
 
-from fastwhisper.checkpoint.plan import WIDTHS
+from fastwhisper.checkpoint.plan import WIDTHS, split_plans
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, np.dtype[Any]]
 
-__all__ = ["BlockReader", "view_tensor"]
+__all__ = ["BlockReader", "cast_floating", "view_tensor"]
 
 _ALIGNMENT: Final = 8
 _CAST_BYTES: Final = 1 << 20
@@ -67,15 +67,17 @@ class BlockReader:
 
     Attributes:
         opened: The file.
-        dtype: float16 is cast to float32, and float32 to float16, if this is the other one. All
-            other tensors keep their dtype, also if this is None.
+        dtype: The dtype of floating tensors; None keeps the file's.
         allocate: Returns at least so many bytes of MLX's memory, evaluated: shape (bytes,), uint8.
             Nobody has read or written them.
+        with_numpy: Whether NumPy casts float16 and float32 while they are read. Otherwise, and
+            with bfloat16, MLX casts what was read.
     """
 
     opened: RegularFile
     dtype: DtypeName | None
     allocate: Callable[[int], mx.array]
+    with_numpy: bool = True
 
     def fits(self, plan: TensorPlan) -> bool:
         """Return whether the bytes of a tensor can be read as they are, or cast."""
@@ -84,12 +86,24 @@ class BlockReader:
     def read(self, plans: Sequence[TensorPlan]) -> dict[str, mx.array]:
         """Read tensors that fit into one new block.
 
+        What MLX must cast is read into small blocks, because a block is kept as a whole.
+
         Returns:
             The arrays by their MLX names, evaluated.
 
         Raises:
             InvalidModelFormatError: The file ends early, or is not readable.
         """
+        final = [plan for plan in plans if not self._must_cast(plan)]
+        arrays = self._read_block(final) if final else {}
+        if self.dtype is not None:
+            for part in split_plans(filter(self._must_cast, plans), _CAST_BYTES):
+                cast_later = self._read_block(part)
+                cast_floating(cast_later, self.dtype)
+                arrays |= cast_later
+        return arrays
+
+    def _read_block(self, plans: Sequence[TensorPlan]) -> dict[str, mx.array]:
         places, stretches, size = self._lay_out(plans)
         block = self.allocate(size)
         with memoryview(cast("Any", block)) as memory:
@@ -148,9 +162,14 @@ class BlockReader:
 
     def _find_dtype(self, plan: TensorPlan) -> str:
         """Return the dtype that a tensor has in the block."""
-        if self.dtype is not None and {plan.dtype, self.dtype} == _CASTS:
+        if self.with_numpy and self.dtype is not None and {plan.dtype, self.dtype} == _CASTS:
             return self.dtype
         return plan.dtype
+
+    def _must_cast(self, plan: TensorPlan) -> bool:
+        """Return whether MLX must cast a tensor."""
+        is_floating = self.dtype is not None and "float" in plan.dtype
+        return is_floating and self._find_dtype(plan) != self.dtype
 
     def _count_bytes(self, plan: TensorPlan) -> int:
         return math.prod(plan.shape) * WIDTHS[self._find_dtype(plan)]
@@ -167,6 +186,25 @@ def view_tensor(block: mx.array, at: int, dtype: str, shape: tuple[int, ...]) ->
     """
     end = at + math.prod(shape) * WIDTHS[dtype]
     return block[at:end].view(getattr(mx, dtype)).reshape(shape)
+
+
+def cast_floating(group: dict[str, mx.array], dtype_name: DtypeName) -> None:
+    """Cast the floating arrays of a group in batches of 1 MiB.
+
+    Smaller batches would take longer: with each evaluation a thread gives up the GIL, and waits
+    up to 5 ms to get it back. Larger ones would hold more memory beside their source.
+    """
+    dtype: mx.Dtype = getattr(mx, dtype_name)
+    floating = (name for name, array in group.items() if mx.issubdtype(array.dtype, mx.floating))
+    waiting = [name for name in floating if group[name].dtype != dtype]
+    while waiting:
+        batch: dict[str, mx.array] = {}
+        read_bytes = 0
+        while waiting and read_bytes < _CAST_BYTES:
+            name = waiting.pop()
+            read_bytes += group[name].nbytes
+            batch[name] = group[name] = group[name].astype(dtype)
+        mx.eval(list(batch.values()))
 
 
 def _cast_piece(source: Array, target: Array) -> None:

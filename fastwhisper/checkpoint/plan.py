@@ -12,13 +12,13 @@ from fastwhisper.checkpoint.expected import find_main_bits
 from fastwhisper.values import Quantization
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Mapping
+    from collections.abc import Container, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from fastwhisper.checkpoint.files import WeightFile
     from fastwhisper.values import Dimensions, DtypeName, ModulePrecision
 
-__all__ = ["MAX_RANK", "WIDTHS", "Checkpoint", "Layout", "TensorPlan"]
+__all__ = ["MAX_RANK", "WIDTHS", "Checkpoint", "Layout", "TensorPlan", "split_plans"]
 
 Layout = Literal["safetensors", "huggingface", "npz", "ctranslate2"]
 
@@ -188,3 +188,17 @@ class Checkpoint:
 
     def _with(self, tensors: Iterable[TensorPlan]) -> Checkpoint:
         return replace(self, tensors=tuple(tensors))
+
+
+def split_plans(plans: Iterable[TensorPlan], most_bytes: int) -> Iterator[list[TensorPlan]]:
+    """Split plans into groups of at most so many bytes. A larger tensor is a group of its own."""
+    group: list[TensorPlan] = []
+    size = 0
+    for plan in plans:
+        if group and size + plan.size_bytes > most_bytes:
+            yield group
+            group, size = [], 0
+        group.append(plan)
+        size += plan.size_bytes
+    if group:
+        yield group

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Final
 
 import mlx.core as mx
 
-from fastwhisper.checkpoint.block import BlockReader
+from fastwhisper.checkpoint.block import BlockReader, cast_floating
 from fastwhisper.checkpoint.files import RegularFile, shown
+from fastwhisper.checkpoint.plan import split_plans
 from fastwhisper.errors import InvalidModelFormatError
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ GROUP_BYTES: Final = 64 << 20
 """Bytes of a group. Reading one takes 4 to 12 ms from the page cache and 150 ms from a disk; a
 cancelled load goes on for as long. One read of everything would be 9 % faster."""
 
-_CAST_BYTES: Final = 1 << 20
 _NUMPY_PAYS_BYTES: Final = 48 << 20
 """Bytes to cast from which NumPy, whose import takes 50 ms, is faster than MLX."""
 
@@ -77,10 +77,10 @@ def read_shards(
             blocks = _find_blocks(opened, plans, dtype, allocate) if allocate else None
             with_mlx = checkpoint.is_safetensors and blocks is None
             lazy = _map(opened, file, plans) if with_mlx else {}
-            for group in _groups(plans):
+            for group in split_plans(plans, GROUP_BYTES):
                 arrays = _read(opened, file, group, lazy, blocks)
                 if dtype is not None:
-                    _cast(arrays, getattr(mx, dtype))
+                    cast_floating(arrays, dtype)
                 yield arrays
 
 
@@ -90,11 +90,11 @@ def _find_blocks(
     dtype: DtypeName | None,
     allocate: Callable[[int], mx.array],
 ) -> BlockReader:
-    """Return a reader into blocks. It casts only so much that the import of NumPy pays."""
+    """Return a reader into blocks. It casts with NumPy if the import of NumPy pays."""
     cast_bytes = sum(
         plan.size_bytes for plan in plans if "float" in plan.dtype and plan.dtype != dtype
     )
-    return BlockReader(opened, dtype if cast_bytes >= _NUMPY_PAYS_BYTES else None, allocate)
+    return BlockReader(opened, dtype, allocate, with_numpy=cast_bytes >= _NUMPY_PAYS_BYTES)
 
 
 def _read(
@@ -131,20 +131,6 @@ def _forget(arrays: _Arrays, lazy: _Arrays) -> None:
     # A traceback keeps the dictionaries alive; their arrays must be freed.
     arrays.clear()
     lazy.clear()
-
-
-def _groups(plans: list[TensorPlan]) -> Iterator[list[TensorPlan]]:
-    """Split plans into groups of at most 64 MiB. A larger tensor is a group of its own."""
-    group: list[TensorPlan] = []
-    size = 0
-    for plan in plans:
-        if group and size + plan.size_bytes > GROUP_BYTES:
-            yield group
-            group, size = [], 0
-        group.append(plan)
-        size += plan.size_bytes
-    if group:
-        yield group
 
 
 def _map(opened: RegularFile, file: WeightFile, plans: list[TensorPlan]) -> _Arrays:
@@ -239,21 +225,3 @@ def _inflate(opened: RegularFile, plan: TensorPlan, view: memoryview, packed: in
 def _dtype(plan: TensorPlan) -> mx.Dtype:
     dtype: mx.Dtype = getattr(mx, plan.dtype)
     return dtype
-
-
-def _cast(group: _Arrays, dtype: mx.Dtype) -> None:
-    """Cast the floating arrays of a group in batches of 1 MiB.
-
-    Smaller batches would take longer: with each evaluation a thread gives up the GIL, and waits
-    up to 5 ms to get it back. Larger ones would hold more memory beside their source.
-    """
-    floating = (name for name, array in group.items() if mx.issubdtype(array.dtype, mx.floating))
-    waiting = [name for name in floating if group[name].dtype != dtype]
-    while waiting:
-        batch: _Arrays = {}
-        read_bytes = 0
-        while waiting and read_bytes < _CAST_BYTES:
-            name = waiting.pop()
-            read_bytes += group[name].nbytes
-            batch[name] = group[name] = group[name].astype(dtype)
-        mx.eval(list(batch.values()))
