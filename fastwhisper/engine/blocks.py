@@ -14,6 +14,8 @@ from typing import BinaryIO, Final, cast
 
 import mlx.core as mx
 
+from fastwhisper.engine import allocating
+
 __all__ = ["allocate"]
 
 _HUGE_BYTES: Final = 2 << 20
@@ -29,10 +31,11 @@ def allocate(size: int) -> mx.array:
     """
     # The C library adds less than a page. So it maps a multiple of 2 MiB, which Linux aligns.
     size += -(size + _PAGE_BYTES) % _HUGE_BYTES if size >= _HUGE_BYTES else 0
-    found = mx.load(cast("BinaryIO", _Empty(size)), format="safetensors")
+    with allocating:
+        found = mx.load(cast("BinaryIO", _Empty(size)), format="safetensors")
+        mx.eval(found)
     if not isinstance(found, dict):
         raise TypeError("a safetensors file has named arrays")
-    mx.eval(found)
     return found["block"]
 
 
@@ -40,7 +43,8 @@ class _Empty:
     """A safetensors file of one tensor, whose bytes are left as they are.
 
     MLX offers no other way to allocate memory without filling it. It hands its new memory to
-    `readinto`.
+    `readinto`, in a thread of its own that needs the GIL. `mx.clear_cache` waits for that thread
+    with the GIL held, so the engine never calls it meanwhile. A host must not either.
     """
 
     closed = False

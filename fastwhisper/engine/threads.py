@@ -42,7 +42,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import anyio
 import anyio.lowlevel
 
-from fastwhisper.engine import INTERRUPTED, backend, tasks
+from fastwhisper.engine import INTERRUPTED, allocating, backend, tasks
 from fastwhisper.engine.jobs import Job, check, is_in_job
 from fastwhisper.errors import LoadingFailedError
 
@@ -306,9 +306,15 @@ def _release(containers: tuple[list[Any] | dict[Any, Any], ...]) -> None:
         freed_bytes += arrays.pop().nbytes
         if freed_bytes >= _RELEASED_BYTES:
             freed_bytes = 0
-            mx.clear_cache()
+            _clear_cache(mx)
             time.sleep(0)  # gives up the GIL
-    mx.clear_cache()
+    _clear_cache(mx)
+
+
+def _clear_cache(mx: Any) -> None:
+    # With the GIL held this waits for all streams, so for an allocation, which needs the GIL.
+    with allocating:
+        mx.clear_cache()
 
 
 def _take_arrays(tree: Any, arrays: list[Any]) -> None:

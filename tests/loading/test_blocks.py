@@ -45,6 +45,23 @@ anyio.run(main)
 """
 
 
+RELEASE = """
+import threading
+import mlx.core as mx
+from fastwhisper.engine import blocks, threads
+from fastwhisper.engine.threads import Lane
+
+def allocate():
+    for _ in range(2000):
+        blocks.allocate(4096)
+
+mx.eval(mx.zeros(1))
+jobs = [threads.submit(allocate, Lane.READ) for _ in range(2)]
+while not all(job.finished.is_set() for job in jobs):
+    threads.wait_for(threads.submit(lambda: threads._release(()), Lane.FILES))
+"""
+
+
 @pytest.fixture
 def model(tiny_model_dir: Callable[..., Path]) -> Path:
     """Return a model of 7 MB."""
@@ -62,6 +79,11 @@ def test_weights_are_the_same_without_huge_pages(model: Path) -> None:
     for _, _, lanes, mapped_bytes in (on, off):
         assert lanes == 2
         assert mapped_bytes == 0
+
+
+def test_a_release_beside_an_allocation_does_not_hang() -> None:
+    """MLX's clear_cache waits for the allocation with the GIL held, and that needs the GIL."""
+    run_python("-c", RELEASE)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
