@@ -65,9 +65,7 @@ def find_resident_bytes() -> int:
 def find_huge_page_bytes() -> int:
     """Return the memory of this process in huge pages; 0 where the system does not say it."""
     try:
-        sizes = dict(
-            line.split(":", 1) for line in MAPPINGS.read_text().splitlines() if ":" in line
-        )
-        return int(sizes["AnonHugePages"].removesuffix("kB")) << 10
-    except (OSError, ValueError, KeyError):
+        _, _, sizes = MAPPINGS.read_text().partition("AnonHugePages:")
+        return int(sizes.split()[0]) << 10
+    except (OSError, ValueError, IndexError):
         return 0

@@ -80,7 +80,7 @@ async def test_ready_does_not_wait_for_kernels(
 
         async with anyio.create_task_group() as group:
             group.start_soon(transcribe)
-            await anyio.sleep(0.1)
+            await anyio.wait_all_tasks_blocked()
             assert not texts
             compiler.end.set()
         assert texts
