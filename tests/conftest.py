@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-from fastwhisper.engine import blas
+from fastwhisper.engine import backend
 
-# Before anything imports MLX: where there is an OpenBLAS, real speech takes a sixth of the time.
-blas.prepare()
 # An NVIDIA GPU rounds the factors of a float32 product to 10 bits (TF32) unless this is 0. Tests
 # compare in float32.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
+# Before anything else does, as in a program that does not use MLX itself: so it comes after an
+# OpenBLAS, with which real speech takes a sixth of the time, and loads may read into blocks.
+backend.import_mlx()
 
 from tests.helpers.tiny_models import write_model  # noqa: E402  imports MLX
 

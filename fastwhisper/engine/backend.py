@@ -23,6 +23,7 @@ __all__ = [
     "import_computing",
     "import_mlx",
     "is_frozen",
+    "is_mlx_shared",
     "may_have_gpu",
     "may_map",
     "start_cuda",
@@ -38,6 +39,7 @@ _dlopen.restype = ctypes.c_void_p
 
 _prepare_lock = threading.Lock()
 _is_prepared = False
+_is_mlx_shared = False
 
 
 def import_mlx() -> Any:
@@ -48,11 +50,12 @@ def import_mlx() -> Any:
             program lacks files of MLX, or a Mac gives this process no GPU, or `FASTWHISPER_BLAS`
             names a file that can't be loaded.
     """
-    global _is_prepared  # noqa: PLW0603  once for the process, like the import
+    global _is_prepared, _is_mlx_shared  # noqa: PLW0603  once for the process, like the import
     with _prepare_lock:
         if not _is_prepared:
+            _is_mlx_shared = "mlx.core" in sys.modules
             blas.prepare()
-            if sys.platform == "linux" and "mlx.core" not in sys.modules:
+            if sys.platform == "linux" and not _is_mlx_shared:
                 _load_library()
             _is_prepared = True
     try:
@@ -71,6 +74,11 @@ def import_mlx() -> Any:
     _check_kernels()
     _check_metal(module)
     return module
+
+
+def is_mlx_shared() -> bool:
+    """Return whether the program had imported MLX before the engine, so may use it beside it."""
+    return _is_mlx_shared
 
 
 def import_computing(name: str) -> ModuleType:

@@ -44,7 +44,8 @@ class _Empty:
 
     MLX offers no other way to allocate memory without filling it. It hands its new memory to
     `readinto`, in a thread of its own that needs the GIL. `mx.clear_cache` waits for that thread
-    with the GIL held, so the engine never calls it meanwhile. A host must not either.
+    with the GIL held, so the engine never calls it meanwhile, and allocates no block where the
+    program may call it.
     """
 
     closed = False
@@ -79,7 +80,7 @@ class _Empty:
         return len(buffer)
 
 
-_madvise = ctypes.CDLL(None).madvise
+_madvise = ctypes.PyDLL(None).madvise  # keeps the GIL, so that `readinto` is over soon
 _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 

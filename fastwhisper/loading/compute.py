@@ -13,7 +13,7 @@ import mlx.core as mx
 
 from fastwhisper.checkpoint.inspection import inspect_checkpoint
 from fastwhisper.checkpoint.read import read_shards
-from fastwhisper.engine import blocks, memory, threads
+from fastwhisper.engine import backend, blocks, memory, threads
 from fastwhisper.errors import NotEnoughMemoryError
 from fastwhisper.loading import stages
 
@@ -122,9 +122,12 @@ class Compute:
 
     @property
     def _allocate(self) -> Callable[[int], mx.array] | None:
-        """What gives memory for blocks; None lets MLX read, which a GPU and a Mac do best."""
+        """What gives memory for blocks; None lets MLX read, which a GPU and a Mac do best.
+
+        A program that uses MLX itself could call `mx.clear_cache` during an allocation, and hang.
+        """
         is_linux_cpu = sys.platform == "linux" and find_device() == "cpu"
-        return blocks.allocate if is_linux_cpu else None
+        return blocks.allocate if is_linux_cpu and not backend.is_mlx_shared() else None
 
     def build(self) -> Whisper:
         """Build the network without weights."""
