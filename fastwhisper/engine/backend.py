@@ -149,6 +149,9 @@ def _load_library() -> None:
     `ctypes.CDLL`; calling `dlopen` through ctypes does not.
     """
     driver = start_cuda()
+    if driver is not None:
+        # Its libraries would wait for the load of MLX's, and of CUDA's later, with the GIL held.
+        importlib.import_module("numpy")
     spec = importlib.util.find_spec("mlx")
     for place in (spec and spec.submodule_search_locations) or ():
         # A failure is ignored: the import fails too, and says why.

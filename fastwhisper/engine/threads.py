@@ -9,7 +9,7 @@ Theory of operation.
 
 - A *lane* is a queue with its threads. FILES (2 threads) evaluates no array, READ (twice
   `READERS`) reads and builds, COMPUTE (1) transcribes: one job at a time. All threads start
-  together when the first job is submitted.
+  together when the first job is submitted. They import MLX when the first job needs it.
 - A *job* is a function that is queued. It is claimed once: by its thread, which runs it, or by
   its caller, who abandons it before it begins. Only a claimed job runs, so an abandoned one never
   runs later.
@@ -93,6 +93,7 @@ class _Threads:
         self.queues: dict[Lane, queue.SimpleQueue[Job[Any] | None]] = {
             lane: queue.SimpleQueue() for lane in Lane
         }
+        self.needs_mlx = threading.Event()
         self.running: set[Job[Any]] = set()
         self.idle = threading.Semaphore(0)
         self.forever = threading.Lock()
@@ -115,6 +116,9 @@ class _Threads:
     def _work(self, lane: Lane) -> None:
         jobs = self.queues[lane]
         if lane is not Lane.FILES:
+            # Not before: Python's own libraries, which a program imports until then, would wait for
+            # the load of MLX's library, with the GIL held.
+            self.needs_mlx.wait()
             _prime()
         while (job := jobs.get()) is not None:
             self.running.add(job)
@@ -131,6 +135,8 @@ class _Threads:
 
 def _prime() -> None:
     """Evaluate once in this thread, so that no operating system thread is added later."""
+    if _leaving:
+        return
     try:
         mx = backend.import_mlx()
         mx.eval(mx.zeros(1))
@@ -173,6 +179,8 @@ def submit(
             raise SystemExit  # ends a thread that still loads, without a message
         if _threads is None:
             _threads = _Threads()
+        if lane is not Lane.FILES:
+            _threads.needs_mlx.set()
         _threads.queues[lane].put(job)
     return job
 
@@ -347,6 +355,7 @@ def _leave() -> None:
         return
     for job in list(threads.running):
         job.stop = True
+    threads.needs_mlx.set()
     for lane in threads.lanes:
         threads.queues[lane].put(None)
     try:
