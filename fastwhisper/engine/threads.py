@@ -9,7 +9,8 @@ Theory of operation.
 
 - A *lane* is a queue with its threads. FILES (2 threads) evaluates no array, READ (twice
   `READERS`) reads and builds, COMPUTE (1) transcribes: one job at a time. All threads start
-  together when the first job is submitted. They import MLX when the first job needs it.
+  together when the first job is submitted. With CUDA they import MLX when a job needs it, else at
+  once.
 - A *job* is a function that is queued. It is claimed once: by its thread, which runs it, or by
   its caller, who abandons it before it begins. Only a claimed job runs, so an abandoned one never
   runs later.
@@ -42,7 +43,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import anyio
 import anyio.lowlevel
 
-from fastwhisper.engine import INTERRUPTED, allocating, backend, tasks
+from fastwhisper.engine import INTERRUPTED, allocating, backend, blas, tasks
 from fastwhisper.engine.jobs import Job, check, is_in_job
 from fastwhisper.errors import LoadingFailedError
 
@@ -93,7 +94,11 @@ class _Threads:
         self.queues: dict[Lane, queue.SimpleQueue[Job[Any] | None]] = {
             lane: queue.SimpleQueue() for lane in Lane
         }
+        # With CUDA the load of MLX's library takes 0.1 s. Meanwhile a library of Python's own would
+        # wait for the loader's lock with the GIL held, and the first imports of a load need some.
         self.needs_mlx = threading.Event()
+        if not blas.has_cuda_backend():
+            self.needs_mlx.set()
         self.running: set[Job[Any]] = set()
         self.idle = threading.Semaphore(0)
         self.forever = threading.Lock()
@@ -116,8 +121,6 @@ class _Threads:
     def _work(self, lane: Lane) -> None:
         jobs = self.queues[lane]
         if lane is not Lane.FILES:
-            # Not before: Python's own libraries, which a program imports until then, would wait for
-            # the load of MLX's library, with the GIL held.
             self.needs_mlx.wait()
             _prime()
         while (job := jobs.get()) is not None:
