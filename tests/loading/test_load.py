@@ -27,6 +27,7 @@ from fastwhisper import (
     TokenizationFailedError,
 )
 from fastwhisper.checkpoint import inspection as checkpoint_module
+from fastwhisper.engine import blas
 from fastwhisper.loading import compute, stages
 from fastwhisper.sources import converted
 from fastwhisper.transcribing.window_decoder import WindowDecoder
@@ -242,6 +243,7 @@ async def test_the_warm_up_decodes_a_window(model: Path, monkeypatch: pytest.Mon
     assert calls == ["encode", "step", "step", "step"]
 
 
+@pytest.mark.skipif(blas.has_cuda_backend(), reason="CUDA's libraries come after NumPy's")
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_ready_comes_before_numpy(model: Path, backend: str) -> None:
     """It is imported afterwards; safetensors, which imports it too, is asked once for a file."""
