@@ -87,6 +87,12 @@ def cache_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return directory
 
 
+@pytest.fixture
+def no_window_to_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the silent window of the warm-up, which a GPU has, where windows are counted."""
+    monkeypatch.setattr("fastwhisper.loading.warm_up.WarmUp.warm_network", lambda _: None)
+
+
 @pytest.fixture(scope="session")
 def written_models() -> dict[str, Path]:
     """Return the models that were written once for all tests, by the options of `write_model`."""

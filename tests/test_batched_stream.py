@@ -58,7 +58,10 @@ def tones(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def encoded(
+    monkeypatch: pytest.MonkeyPatch,
+    no_window_to_warm_up: None,
+) -> list[int]:
     """Save the encoder's time, and return how many windows are encoded together from now on."""
     seen: list[int] = []
 

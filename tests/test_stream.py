@@ -89,7 +89,10 @@ class Turnstile:
 
 
 @pytest.fixture
-def turnstile(monkeypatch: pytest.MonkeyPatch) -> Iterator[Turnstile]:
+def turnstile(
+    monkeypatch: pytest.MonkeyPatch,
+    no_window_to_warm_up: None,
+) -> Iterator[Turnstile]:
     """Return a turnstile that holds nothing yet."""
     made = Turnstile(monkeypatch)
     yield made

@@ -48,7 +48,10 @@ def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def at_each_window(monkeypatch: pytest.MonkeyPatch) -> AtEachWindow:
+def at_each_window(
+    monkeypatch: pytest.MonkeyPatch,
+    no_window_to_warm_up: None,
+) -> AtEachWindow:
     """Return a function: it has another called before each window, with how many there were.
 
     It returns the list of the first frames of the windows that were decoded.
