@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -117,13 +118,36 @@ def test_threads_that_are_joined_at_exit_finish_their_load(large: Path) -> None:
     """A load in a thread that the interpreter waits for is not cut short."""
     done = run_python(
         "-c",
-        "import sys, threading\n"
+        "import sys, threading, time\n"
         "from fastwhisper import load_model\n"
+        "from fastwhisper.engine import threads\n"
         "def load(): print(load_model(sys.argv[1]).dims.n_vocab)\n"
-        "threading.Thread(target=load).start()\n",
+        "threading.Thread(target=load).start()\n"
+        # Python 3.12 starts no thread after the main thread has ended.
+        "while threads._threads is None:\n"
+        "    time.sleep(0.001)\n",
         large,
     )
     assert (done.stdout, done.stderr) == (f"{LARGE.n_vocab}\n", "")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="threads may start until the end")
+def test_a_first_load_after_the_main_thread_ended_says_why(tmp_path: Path) -> None:
+    """Python starts no thread then, so the engine can't begin."""
+    done = run_python(
+        "-c",
+        "import sys, threading\n"
+        "from fastwhisper import LoadingFailedError, load_model\n"
+        "def load():\n"
+        "    threading.main_thread().join()\n"
+        "    try: load_model(sys.argv[1])\n"
+        "    except LoadingFailedError as error: print(error)\n"
+        "threading.Thread(target=load).start()\n",
+        tmp_path,
+    )
+    assert done.stdout == (
+        "loading 'a model' failed: can't create new thread at interpreter shutdown\n"
+    )
 
 
 OPEN = """

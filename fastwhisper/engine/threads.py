@@ -181,7 +181,11 @@ def submit(
         if _leaving:
             raise SystemExit  # ends a thread that still loads, without a message
         if _threads is None:
-            _threads = _Threads()
+            try:
+                _threads = _Threads()
+            except RuntimeError as error:
+                # A limit of threads. Since Python 3.12 also a program whose main thread has ended.
+                raise LoadingFailedError("a model", str(error)) from error
         if lane is not Lane.FILES:
             _threads.needs_mlx.set()
         _threads.queues[lane].put(job)
