@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import shutil
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nox
@@ -17,7 +19,9 @@ import nox
 import fastwhisper
 
 nox.options.default_venv_backend = "none"
-nox.options.sessions = ["lint", "types", "tests", "slow", "docs"]
+nox.options.sessions = [
+    "lint", "types", "tests", "slow", "docs", "package", "newest", "lowest", "no-trio",
+]  # fmt: skip
 # A Python that is not on this machine is skipped, also where the variable CI is set.
 nox.options.error_on_missing_interpreters = False
 nox.options.download_python = "never"
@@ -170,6 +174,55 @@ def package(session: nox.Session) -> None:
             f"--python-executable={session.bin}/python", str(tests / "typing_api.py"),
             external=True,
         )  # fmt: skip
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """Run the fast tests on an NVIDIA GPU: 6 minutes in 12 processes; needs the group `gpu`.
+
+    Kernels that the machine never compiled take up to 90 s each.
+    """
+    options = session.posargs or ("-m", "not slow", "-n", "12")
+    session.run("pytest", *options, "--timeout=600", env=ONE_THREAD)
+
+
+REPORT = Path("metal-report.txt")
+MAC_COMMANDS = [
+    "sw_vers",
+    "sysctl machdep.cpu.brand_string hw.memsize hw.ncpu",
+    "fastwhisper doctor",
+    "fastwhisper doctor --json",
+    "pytest -q -m 'not slow'",
+    "pytest -q -m slow",
+    "python -m bench.cold --pairs 5",
+    "python -m bench.gap",
+    "python -m bench.text windows --runs 5",
+    "python -m bench.text words --runs 3 tests/data/sample.ogg",
+]
+"""What nobody could run yet: no Mac was to be had. Each ends in the report."""
+
+
+@nox.session
+def metal(session: nox.Session) -> None:
+    """For who has a Mac: run tests, doctor and benchmarks, write metal-report.txt; 30 minutes.
+
+    It needs the dependency group `bench`. Arguments after -- are the commands to run instead.
+    """
+    REPORT.write_text("", encoding="utf-8")
+    failed = []
+    for command in session.posargs or MAC_COMMANDS:
+        session.log(command)
+        begin_s = time.monotonic()
+        with REPORT.open("a", encoding="utf-8") as report:
+            print(f"\n$ {command}\n", file=report, flush=True)
+            shell = ["/bin/sh", "-c", command]  # says so if there is no such program
+            done = subprocess.run(shell, stdout=report, stderr=subprocess.STDOUT, check=False)  # noqa: S603
+            print(f"\nstatus {done.returncode}, {time.monotonic() - begin_s:.0f} s", file=report)
+        if done.returncode:
+            failed.append(command)
+    session.log(f"please send {REPORT}; look through it before, it names folders of yours")
+    if failed:
+        session.error(f"failed: {'; '.join(failed)}")
 
 
 @nox.session
