@@ -184,7 +184,7 @@ def submit(
             try:
                 _threads = _Threads()
             except RuntimeError as error:
-                # A limit of threads. Since Python 3.12 also a program whose main thread has ended.
+                # A limit of threads, or a program whose main thread has ended, in Python 3.12.
                 raise LoadingFailedError("a model", str(error)) from error
         if lane is not Lane.FILES:
             _threads.needs_mlx.set()

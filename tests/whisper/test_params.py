@@ -51,7 +51,8 @@ def test_loaded_network_runs_in_any_thread(
     precision: str, tiny_model_dir: Callable[..., Path]
 ) -> None:
     """Nothing lazy is left: built and filled in one thread, used in another and here."""
-    checkpoint = inspect_checkpoint(tiny_model_dir(precision=precision))
+    # MLX 0.32.4 with CUDA multiplies wrongly where a row is one group: groups of half a row.
+    checkpoint = inspect_checkpoint(tiny_model_dir(precision=precision, group_size=32))
     made: list[Whisper] = []
 
     def load() -> None:
