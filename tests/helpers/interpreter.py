@@ -58,7 +58,7 @@ def run_python(
         timeout=WATCHDOG_S,
         check=False,
     )
-    assert status is None or done.returncode == status, done.stderr
+    assert status is None or done.returncode == status, done.stderr or done.stdout
     return done
 
 
