@@ -144,11 +144,13 @@ def lowest(session: nox.Session) -> None:
 
 @nox.session(name="no-trio", venv_backend="uv", reuse_venv=True)
 def no_trio(session: nox.Session) -> None:
-    """Run the fast tests on asyncio alone, where trio is not installed."""
+    """Run the tests of whole loads and sessions on asyncio alone, where trio is not installed."""
     install(session, "tests-without-trio")
     missing = "import importlib.util; assert not importlib.util.find_spec('trio')"
     session.run("python", "-c", missing)
-    run_tests(session, "-m", "not slow", "-k", "not trio")
+    across_rooms = [str(path) for path in sorted(Path("tests").glob("test_*.py"))]
+    loops = ("tests/cli", "tests/engine", "tests/loading", *across_rooms)
+    run_tests(session, "-m", "not slow", "-k", "not trio", *loops)
 
 
 @nox.session(venv_backend="uv", venv_params=["--seed"])
