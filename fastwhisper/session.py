@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
 from weakref import WeakSet
 
 import anyio
@@ -12,13 +12,15 @@ import anyio
 from fastwhisper.engine import backend, tasks, threads
 from fastwhisper.engine.threads import Lane
 from fastwhisper.errors import ModelNotReadyError, SessionClosedError
+from fastwhisper.listen import LiveStream
 from fastwhisper.stream import SegmentStream, detach, detect_language, warn_caller
 from fastwhisper.values import LoadOptions
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncGenerator, Callable, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping
 
+    from fastwhisper.listen import SoundChunk
     from fastwhisper.loading.load import LoadTask
     from fastwhisper.loading.readiness import LoadResult
     from fastwhisper.transcribing.samples import AudioSource
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 __all__ = ["Session", "open"]
 
 T = TypeVar("T")
+
+_LONGEST_CHUNK_S: Final = 30
 
 _RULE: Final = (
     "open(background=True) was left in another task than the one that entered it; leave it in the "
@@ -115,6 +119,7 @@ class Session:
         self._running: set[anyio.CancelScope] = set()
         self._idle = anyio.Event()
         self._streams: WeakSet[SegmentStream] = WeakSet()
+        self._listening: WeakSet[LiveStream] = WeakSet()
 
     @property
     def result(self) -> LoadResult:
@@ -232,6 +237,72 @@ class Session:
         self._streams.add(stream)
         return stream
 
+    def listen(
+        self,
+        chunks: AsyncIterable[SoundChunk],
+        *,
+        language: str | None = None,
+        task: Task = "transcribe",
+        initial_prompt: str | None = None,
+        min_chunk_s: float = 1.0,
+        pause_s: float = 1.0,
+    ) -> LiveStream:
+        """Return an iterator over what is said, while it is said.
+
+        It may be called before the model is ready: up to 30 s of sound are kept, and decoded as
+        soon as it is. While a pass runs, up to 30 s are taken ahead; then `chunks` is not asked for
+        more, so its source waits and nothing is lost. Silence costs nothing and gives no text. The
+        end of `chunks`, a pause and `aclose` make what is tentative final.
+
+        From the first `anext` on, a task asks `chunks` for sound. It ends with the sound, with
+        `aclose`, or with the session, and closes the iterator of `chunks`.
+
+        Args:
+            chunks: Mono sound at 16 kHz, in chunks of any length: float32 samples in [-1, 1] of
+                shape (samples,), NumPy or MLX, or bytes of 16-bit little-endian integers. A sample
+                may be split between two chunks of bytes.
+            language: Code or name of the spoken language; None detects it in the first 5 s.
+            task: "transcribe", or "translate" to English.
+            initial_prompt: Text before the first words, for names and spelling.
+            min_chunk_s: Seconds of new sound after which a tentative pass is due.
+            pause_s: Seconds of silence after which everything is final.
+
+        Returns:
+            An iterator of `LiveText`. Its `anext` raises what `chunks` raises, after the text
+            before it; `AudioError` if a chunk can't be used; `SessionClosedError` when the session
+            is left; and `LoadingFailedError` if the load fails.
+
+        Raises:
+            TypeError: An option has the wrong type.
+            ValueError: An option is out of range.
+
+        Source:
+            LocalAgreement-2 of Macháček et al. 2023.
+        """
+        from fastwhisper.whisper.options import DecodeSettings  # noqa: PLC0415  not needed to load
+
+        for name, value in (("min_chunk_s", min_chunk_s), ("pause_s", pause_s)):
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"{name}={value!r}: give a number of seconds")
+            if not 0 < value <= _LONGEST_CHUNK_S:
+                raise ValueError(f"{name}={value!r}: give more than 0 and at most 30")
+        if not hasattr(chunks, "__aiter__"):
+            raise TypeError("chunks: give an async iterable of sound")
+        options: dict[str, Any] = {
+            "language": language,
+            "task": task,
+            "initial_prompt": initial_prompt,
+            "word_timestamps": True,
+            "temperature": (0.0, 0.4),
+        }
+        DecodeSettings.from_options(**options)  # checked here, and later against the network
+        stream = LiveStream(
+            self._load, self._run, chunks,
+            min_chunk_s=min_chunk_s, pause_s=pause_s, options=options,
+        )  # fmt: skip
+        self._listening.add(stream)
+        return stream
+
     async def detect_language(self, audio: AudioSource) -> Mapping[str, float]:
         """Compute how probable each language is in the first 30 s. Always a cancellation point.
 
@@ -274,6 +345,8 @@ class Session:
         self._load.readiness.close()
         for scope in self._running:
             scope.cancel()
+        for stream in self._listening:
+            stream.leave()
 
     async def settle(self) -> None:
         """Wait for the end of all work, and return the memory. Can't be cancelled."""
@@ -283,4 +356,6 @@ class Session:
                 await self._idle.wait()
             for stream in self._streams:
                 stream.close()
+            for live in list(self._listening):
+                await live.settle()
             await self._load.release()

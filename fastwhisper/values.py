@@ -317,6 +317,29 @@ class TranscribeProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class LiveText:
+    """A stretch of what is being said. `Session.listen` gives it.
+
+    Final stretches never change and do not overlap. At most one tentative stretch follows them:
+    whatever comes next takes its place.
+
+    Attributes:
+        text: The text, with the space before it. Empty if nothing is left of a tentative stretch.
+        start_s: Start, in seconds from the first sample.
+        end_s: End, in seconds from the first sample.
+        is_final: Whether it never changes.
+        backlog_s: Seconds of sound that came and were not in a pass yet. 1 s is usual; more means
+            that the machine is slower than the speaker.
+    """
+
+    text: str
+    start_s: float
+    end_s: float
+    is_final: bool
+    backlog_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Transcription:
     """The transcription of one audio.
 

@@ -68,6 +68,7 @@ def run_read_only(folder: Path, *arguments: str | Path) -> subprocess.CompletedP
 
 
 @needs_mounts
+@pytest.mark.trio
 @pytest.mark.parametrize("layout", ["weights.safetensors", "weights.npz"])
 def test_a_model_on_a_read_only_mount_opens(
     tiny_model_dir: Callable[..., Path], tmp_path: Path, layout: str

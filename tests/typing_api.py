@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_type
 
@@ -14,6 +14,7 @@ from fastwhisper import (
     Checkpoint,
     Closed,
     Failed,
+    LiveText,
     Loading,
     LoadingState,
     LoadOptions,
@@ -34,6 +35,12 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
 
+async def microphone() -> AsyncGenerator[bytes | np.ndarray]:
+    """Sound, in either form."""
+    yield b""
+    yield np.zeros(1600, np.float32)
+
+
 async def opening() -> None:
     """open() and what is inside its block."""
     opened: AbstractAsyncContextManager[Session] = fastwhisper.open(
@@ -52,6 +59,8 @@ async def opening() -> None:
         )
         async for segment in session.stream(Path("a.wav"), word_timestamps=True):
             assert_type(segment, Segment)
+        async for heard in session.listen(microphone(), language="en", min_chunk_s=0.5):
+            assert_type(heard, LiveText)
         assert_type(await session.detect_language("a.wav"), Mapping[str, float])
         await session.transcribe(
             "a.wav",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 __all__ = [
+    "BackgroundTask",
     "Beside",
     "hold_interrupts",
     "on_this_loop",
@@ -65,6 +66,49 @@ async def _run(job: Callable[[], Coroutine[Any, Any, None]]) -> None:
     await job()
 
 
+_background: set[BackgroundTask] = set()
+
+
+class BackgroundTask:
+    """A coroutine function in a task of its own, which is in no task group.
+
+    Whoever makes it waits for its end.
+
+    Attributes:
+        failure: What it raised, other than its cancellation; None before its end.
+    """
+
+    def __init__(self, function: Callable[[], Coroutine[Any, Any, None]], *, name: str) -> None:
+        """Start the function; `name` is that of its task."""
+        self.failure: BaseException | None = None
+        self._function = function
+        self._scope = anyio.CancelScope()
+        self._ended = anyio.Event()
+        self._task = _spawn(self._run, name)
+        _background.add(self)  # asyncio itself keeps no task
+
+    def cancel(self) -> None:
+        """Cancel the function."""
+        self._scope.cancel()
+
+    async def wait(self) -> None:
+        """Wait for the end of the function, without raising its error."""
+        await self._ended.wait()
+
+    @uninterrupted
+    async def _run(self) -> None:
+        try:
+            with self._scope:
+                await self._function()
+        except anyio.get_cancelled_exc_class():
+            raise
+        except BaseException as error:  # noqa: BLE001  whoever waits raises it again
+            self.failure = error
+        finally:
+            _background.discard(self)
+            self._ended.set()
+
+
 class Beside:
     """A coroutine function that runs beside an `async with` block, in a task of its own.
 
@@ -90,15 +134,12 @@ class Beside:
         self._function = function
         self._name = name
         self._rule = rule
-        self._scope = anyio.CancelScope()
-        self._ended = anyio.Event()
-        self._failure: BaseException | None = None
 
     @uninterrupted
     async def __aenter__(self) -> Self:
         # The coroutine of the task: another task may get the task's id later.
         self._owner = anyio.get_current_task().coro
-        self._task = _spawn(self._run, self._name)
+        self._task = BackgroundTask(self._function, name=self._name)
         return self
 
     @uninterrupted
@@ -108,29 +149,17 @@ class Beside:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._scope.cancel()
+        self._task.cancel()
         with anyio.CancelScope(shield=True):
-            await self._ended.wait()
-        if self._failure is not None:
-            raise self._failure
+            await self._task.wait()
+        if self._task.failure is not None:
+            raise self._task.failure
         if anyio.get_current_task().coro is self._owner:
             return
         if isinstance(error, Exception):
             error.add_note(self._rule)
         elif error is None or isinstance(error, GeneratorExit):
             raise RuntimeError(self._rule)
-
-    @uninterrupted
-    async def _run(self) -> None:
-        try:
-            with self._scope:
-                await self._function()
-        except anyio.get_cancelled_exc_class():
-            raise
-        except BaseException as error:  # noqa: BLE001  raised again where the block is left
-            self._failure = error
-        finally:
-            self._ended.set()
 
 
 def _spawn(function: Callable[[], Coroutine[Any, Any, None]], name: str) -> object:

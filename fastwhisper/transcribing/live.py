@@ -1,0 +1,491 @@
+"""Sound that comes in -> text that becomes final: passes over what is not final yet.
+
+Each pass decodes the sound again from where the final text ends. What two passes in a row agree on
+is final. A pause, a full buffer and the end make the rest final too. Silence costs no pass.
+
+Source:
+    LocalAgreement-2: Machacek et al. 2023, "Turning Whisper into Real-Time Transcription System".
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import replace
+from functools import partial
+from itertools import takewhile
+from typing import TYPE_CHECKING, Final, cast
+
+import numpy as np
+
+from fastwhisper.transcribing.mel import FRAMES_PER_SECOND, WINDOW_FRAMES, compute_blocks_mel
+from fastwhisper.transcribing.samples import to_samples
+from fastwhisper.transcribing.voice import FRAME_SAMPLES, VoiceDetector
+from fastwhisper.transcribing.window_decoder import WindowDecoder, WindowRef
+from fastwhisper.transcribing.words import Draft, WindowBounds, add_words
+from fastwhisper.values import LiveText
+from fastwhisper.whisper.filters import SAMPLE_RATE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import mlx.core as mx
+
+    from fastwhisper.transcribing.samples import FloatArray
+    from fastwhisper.values import Word
+    from fastwhisper.whisper.network import Whisper
+    from fastwhisper.whisper.options import DecodeSettings
+
+__all__ = ["Agreement", "LiveDecoder", "read_chunk"]
+
+_FULL_SCALE: Final = 1 << 15
+_MAX_SAMPLES: Final = 30 * SAMPLE_RATE
+"""The most sound of a pass: a window of Whisper."""
+
+_SPEECH: Final = 0.5
+"""From this probability on, a frame begins or continues speech."""
+
+_FAINT_SPEECH: Final = 0.35
+"""From this probability on, a frame continues speech."""
+
+_FIRST_SPEECH: Final = 0.15
+"""From this probability on, a frame may be the begin of speech: it is kept."""
+
+_SPOKEN_FRAMES: Final = 4
+"""Frames of speech, 0.13 s, without which nothing was said."""
+
+_MARGIN_SAMPLES: Final = SAMPLE_RATE // 2
+"""Silence that is kept before speech, and after it in a last pass."""
+
+_LOUD: Final = 0.02
+_MAX_GAIN: Final = 100.0
+_LEVEL_SECONDS: Final = 30
+"""Quiet sound is raised for the detector to the level of `cuts`, by the loudest of 30 s."""
+
+_SHORT_SAMPLES: Final = 7 * SAMPLE_RATE
+"""Up to this length the buffer is not cut: what was said before helps to hear what comes."""
+
+_LONG_SAMPLES: Final = 14 * SAMPLE_RATE
+"""From this length on the buffer is also cut where no sentence ends."""
+
+_KNOWN_CHARACTERS: Final = 400
+"""Final text that is kept as a prompt."""
+
+_SENTENCE_ENDS: Final = (".", "!", "?", "。", "！", "？")  # noqa: RUF001  of Chinese and Japanese
+_JITTER_S: Final = 0.1
+"""Times of the same word differ so much between two passes."""
+
+_UNSURE_S: Final = 0.8
+"""A word so close to the end of the sound is not final: what follows may change it."""
+
+_REPEAT_S: Final = 0.3
+"""The same word may begin so much later in the next pass. Later it is another one."""
+
+_REPEATED: Final = 4
+"""So many times the same words at the end of a text are a loop."""
+
+_SETTLED_S: Final = 5.0
+"""Sound after which the language is not detected again."""
+
+
+class Agreement:
+    """LocalAgreement-2: words are final when two hypotheses in a row begin with them.
+
+    Attributes:
+        end_s: End of the last final word in seconds.
+    """
+
+    def __init__(self) -> None:
+        self.end_s = 0.0
+        self._tail: list[Word] = []
+        self._final: deque[Word] = deque(maxlen=5)
+
+    @property
+    def tail(self) -> Sequence[Word]:
+        """The words of the last hypothesis that are not final."""
+        return self._tail
+
+    def add(
+        self, words: Sequence[Word], *, begin_s: float = 0.0, sure_s: float = math.inf
+    ) -> list[Word]:
+        """Compare a hypothesis with the one before, and return the words that became final.
+
+        Args:
+            words: The hypothesis.
+            begin_s: Begin of its sound in seconds. Final words before it can't come again.
+            sure_s: Words that end later do not become final: the end of the sound cuts them.
+        """
+        words = self._drop_final(words, begin_s)
+        pairs = zip(self._tail, words, strict=False)
+        agreed = sum(
+            1 for _ in takewhile(lambda pair: _is_same(*pair) and pair[1].end_s <= sure_s, pairs)
+        )
+        self._tail = words
+        return self.accept(agreed)
+
+    def accept(self, count: int) -> list[Word]:
+        """Make the first words of the tail final, and return them."""
+        accepted, self._tail = self._tail[:count], self._tail[count:]
+        if accepted:
+            self._final.extend(accepted)
+            self.end_s = max(self.end_s, accepted[-1].end_s)
+        return accepted
+
+    def _drop_final(self, words: Sequence[Word], begin_s: float) -> list[Word]:
+        """Return the words of a hypothesis that are not final: by their times, then as text."""
+        # By their middles: the begin of a word moves more from pass to pass.
+        new = [
+            word for word in words if (word.start_s + word.end_s) / 2 > self.end_s - _JITTER_S / 2
+        ]
+        known = [_normalize(word) for word in self._final if word.end_s > begin_s + _JITTER_S]
+        for count in range(min(len(known), len(new)), 0, -1):
+            if known[-count:] == [_normalize(word) for word in new[:count]]:
+                # Whoever repeats a word on purpose does so later.
+                if new[0].start_s < self.end_s + _REPEAT_S:
+                    return new[count:]
+                break
+        return new
+
+
+class LiveDecoder:
+    """The passes over one stream of sound. All methods run in engine threads, one at a time.
+
+    An exception from `check` ends a call and loses nothing.
+
+    Attributes:
+        passes: Passes that were run.
+        dropped_passes: Tentative passes that were due and were not run, under load.
+    """
+
+    def __init__(
+        self,
+        model: Whisper,
+        settings: DecodeSettings,
+        *,
+        fp16: bool,
+        min_chunk_s: float,
+        pause_s: float,
+        check: Callable[[], None],
+    ) -> None:
+        """Set up the decoder.
+
+        Args:
+            model: The network. All its arrays are evaluated.
+            settings: How to decode: with word times, without timestamps.
+            fp16: As for `Batches`.
+            min_chunk_s: Seconds of new sound after which the next tentative pass is due.
+            pause_s: Seconds without speech after which everything is final.
+            check: Called before each token and each pass of the encoder; may raise to cancel.
+        """
+        self.passes = 0
+        self.dropped_passes = 0
+        self._new_decoder = partial(WindowDecoder, model, settings, fp16=fp16, check=check)
+        self._decoder = self._new_decoder()
+        self._settings = settings
+        self._is_language_settled = False
+        self._min_samples = round(min_chunk_s * SAMPLE_RATE)
+        self._pause_samples = round(pause_s * SAMPLE_RATE)
+        self._voice = VoiceDetector()
+        self._levels: deque[float] = deque([0.0], maxlen=_LEVEL_SECONDS)
+        self._level_samples = 0
+        self._probabilities = np.empty(0, np.float32)
+        """Of the frames of the buffer. It always begins with a whole frame."""
+        self._samples = np.empty(0, np.float32)
+        self._start = 0
+        self._heard = 0
+        self._agreement = Agreement()
+        self._known: list[Word] = []
+        self._shown = ""
+
+    @property
+    def end(self) -> int:
+        """Samples that came."""
+        return self._start + len(self._samples)
+
+    @property
+    def room(self) -> int:
+        """Samples that may be pushed before the next call of `decode`."""
+        return _MAX_SAMPLES - len(self._samples)
+
+    @property
+    def backlog(self) -> int:
+        """Samples that came and were not in a pass, though they may be speech."""
+        return self.end - max(self._heard, self._start)
+
+    def push(self, samples: FloatArray) -> None:
+        """Add sound.
+
+        Args:
+            samples: Mono samples at 16 kHz, nominally in [-1, 1]. Shape (samples,), float32; at
+                most `room`.
+        """
+        probabilities = self._voice.push(samples * self._measure_gain(samples))
+        self._samples = np.concatenate([self._samples, samples])
+        self._probabilities = np.concatenate([self._probabilities, probabilities])
+        self._drop_silence()
+
+    def is_due(self, *, is_last: bool) -> bool:
+        """Return whether `decode` has something to do.
+
+        Args:
+            is_last: Whether nothing follows.
+        """
+        if not self._has_speech():
+            return bool(self._agreement.tail) or bool(self._shown)
+        return self._is_over(is_last=is_last) or self.end - self._heard >= self._min_samples
+
+    def decode(self, *, is_last: bool) -> list[LiveText]:
+        """Run a pass if it is due.
+
+        Args:
+            is_last: Whether nothing follows: all becomes final.
+
+        Returns:
+            What became final, then what is tentative, if either is new.
+        """
+        if not self.is_due(is_last=is_last):
+            return []
+        is_over = self._is_over(is_last=is_last)
+        final: list[Word] = []
+        if self._has_speech() and not (is_over and self._is_heard()):
+            begin_s = self._start / SAMPLE_RATE
+            words = self._run_pass(is_over=is_over)
+            self.dropped_passes += max(0, self.backlog // max(self._min_samples, 1) - 1)
+            self.passes += 1
+            self._heard = self.end
+            if words is not None:
+                sure_s = self.end / SAMPLE_RATE - _UNSURE_S
+                final += self._agreement.add(words, begin_s=begin_s, sure_s=sure_s)
+        if is_over or not self._has_speech():
+            final += self._agreement.accept(self._count_over(is_last=is_last))
+        self._known += final
+        self._cut(is_last=is_last)
+        return self._say(final)
+
+    # What is speech
+
+    def _measure_gain(self, samples: FloatArray) -> float:
+        """Return the factor by which the detector hears sound louder."""
+        frames = samples[: len(samples) // FRAME_SAMPLES * FRAME_SAMPLES].reshape(-1, FRAME_SAMPLES)
+        loudest = float(np.sqrt(np.square(frames).mean(axis=1)).max()) if len(frames) else 0.0
+        self._levels[-1] = max(self._levels[-1], loudest)
+        self._level_samples += len(samples)
+        while self._level_samples >= SAMPLE_RATE:
+            self._level_samples -= SAMPLE_RATE
+            self._levels.append(loudest)
+        return min(max(1.0, _LOUD / max(*self._levels, 1e-9)), _MAX_GAIN)
+
+    def _find_speech(self, least: float) -> np.ndarray:
+        """Return the frames of the buffer that are speech and not final."""
+        first = int((self._agreement.end_s * SAMPLE_RATE - self._start) // FRAME_SAMPLES) + 1
+        frames = np.flatnonzero(self._probabilities >= least)
+        return frames[frames >= first] if self._agreement.end_s else frames
+
+    def _has_speech(self) -> bool:
+        return len(self._find_speech(_SPEECH)) >= _SPOKEN_FRAMES
+
+    def _find_speech_end(self) -> int:
+        """Return the samples of the stream before the end of the last speech."""
+        frames = self._find_speech(_FAINT_SPEECH)
+        return self._start + (int(frames[-1]) + 1) * FRAME_SAMPLES if len(frames) else self._start
+
+    def _is_heard(self) -> bool:
+        """Return whether the last pass had all speech."""
+        return self._heard >= self._find_speech_end() + _MARGIN_SAMPLES // 2
+
+    def _is_over(self, *, is_last: bool) -> bool:
+        """Return whether the speech ends, or has no room."""
+        pause = self.end - self._find_speech_end()
+        return is_last or pause >= self._pause_samples or self.room <= 0
+
+    # Passes
+
+    def _run_pass(self, *, is_over: bool) -> list[Word] | None:
+        """Decode the buffer; None if the text is a loop. What is over is taken as it is."""
+        end = len(self._samples)
+        if is_over:  # a long silence at the end invites inventions
+            end = min(end, self._find_speech_end() + _MARGIN_SAMPLES - self._start)
+        n_mels = self._decoder.model.dims.n_mels
+        mel = compute_blocks_mel(iter([self._samples[:end]]), n_mels=n_mels)
+        if not self._is_language_settled:
+            self._decoder = self._new_decoder()
+            self._decoder.begin(mel)
+            self._is_language_settled = end >= _SETTLED_S * SAMPLE_RATE
+        decoder = self._decoder
+        frames = min(mel.content_frames, WINDOW_FRAMES)
+        if not frames:
+            return []
+        features = decoder.encode([WindowRef(mel, 0, frames)])
+        [result] = decoder.decode(
+            features, [self._encode_known()], start_frames=[self._start // 160]
+        )
+        settings = self._settings
+        if (
+            not is_over
+            and settings.compression_ratio_threshold is not None
+            and result.compression_ratio > settings.compression_ratio_threshold
+        ):
+            return None
+        if (
+            settings.no_speech_threshold is not None
+            and settings.logprob_threshold is not None
+            and result.no_speech_prob > settings.no_speech_threshold
+            and result.avg_logprob <= settings.logprob_threshold
+        ):
+            return []
+        words = self._align(result.tokens, features[0], frames)
+        return None if not is_over and _is_loop(words) else words
+
+    def _align(self, tokens: Sequence[int], features: mx.array, frames: int) -> list[Word]:
+        """Return the words of a text, those after its last time too."""
+        decoder = self._decoder
+        text = [token for token in tokens if token < decoder.tokenizer.eot]
+        duration_s = frames / FRAMES_PER_SECOND
+        draft = Draft(0.0, duration_s, decoder.tokenizer.decode(text), text)
+        add_words(
+            [draft],
+            model=decoder.model,
+            tokenizer=decoder.tokenizer,
+            features=features,
+            bounds=WindowBounds(0, frames, 0.0, duration_s, WINDOW_FRAMES / FRAMES_PER_SECOND),
+            settings=self._settings,
+            last_speech_s=0.0,
+        )
+        offset_s = self._start / SAMPLE_RATE
+        return [
+            replace(
+                word,
+                start_s=round(offset_s + min(word.start_s, duration_s), 2),
+                end_s=round(offset_s + min(word.end_s, duration_s), 2),
+            )
+            for word in draft.words or ()
+        ]
+
+    def _encode_known(self) -> list[int]:
+        """Return the final text before the buffer as tokens; before the first, the prompt."""
+        before_s = self._start / SAMPLE_RATE
+        words = [word.word for word in self._known if word.end_s <= before_s + _JITTER_S]
+        text = "".join(words)[-_KNOWN_CHARACTERS:] or self._settings.initial_prompt
+        return self._decoder.encode_prompt(text) if text else []
+
+    def _count_over(self, *, is_last: bool) -> int:
+        """Return how many words of the tail become final where speech ends or has no room."""
+        tail = self._agreement.tail
+        if is_last or self.room > 0:
+            return len(tail)
+        # The speech goes on: up to the end of a sentence, or without the last words.
+        ends = [n for n, word in enumerate(tail, 1) if _ends_sentence(word)]
+        return ends[-1] if ends else max(1, len(tail) - 2)
+
+    # What is kept
+
+    def _cut(self, *, is_last: bool) -> None:
+        """Cut the buffer where final text ends."""
+        self._drop_silence()
+        if is_last:
+            self._drop(len(self._samples))
+            return
+        size = len(self._samples)
+        ends_s = [
+            word.end_s
+            for word in self._known
+            if size > _LONG_SAMPLES or (size > _SHORT_SAMPLES and _ends_sentence(word))
+        ]
+        self._drop(round(max(ends_s, default=0.0) * SAMPLE_RATE) - self._start)
+        if self.room <= 0:  # no text in 30 s of what seems to be speech
+            self._drop(_MAX_SAMPLES // 2)
+        start_s = self._start / SAMPLE_RATE - 60
+        self._known = [word for word in self._known if word.end_s > start_s]
+
+    def _drop_silence(self) -> None:
+        """Drop what is before the next speech, but for a margin."""
+        if self._has_speech():
+            frames = self._find_speech(_FIRST_SPEECH)
+            # A sentence that is not over is heard better from its begin, though that is final.
+            if not any(word.end_s > self._start / SAMPLE_RATE for word in self._known):
+                self._drop(int(frames[0]) * FRAME_SAMPLES - _MARGIN_SAMPLES)
+        elif not self._agreement.tail:
+            self._drop(len(self._samples) - 2 * _MARGIN_SAMPLES)
+
+    def _drop(self, count: int) -> None:
+        """Drop whole frames of the first samples."""
+        frames = min(count // FRAME_SAMPLES, len(self._probabilities))
+        if frames > 0:
+            self._samples = self._samples[frames * FRAME_SAMPLES :]
+            self._probabilities = self._probabilities[frames:]
+            self._start += frames * FRAME_SAMPLES
+
+    # What is said
+
+    def _say(self, final: Sequence[Word]) -> list[LiveText]:
+        said = [self._build(final, is_final=True)] if final else []
+        tail = self._agreement.tail
+        text = "".join(word.word for word in tail)
+        if text != self._shown or (final and text):
+            if tail:
+                said.append(self._build(tail, is_final=False))
+            elif not final:
+                end_s = self._agreement.end_s
+                said.append(LiveText("", end_s, end_s, is_final=False, backlog_s=self._backlog_s))
+        self._shown = text
+        return said
+
+    @property
+    def _backlog_s(self) -> float:
+        return self.backlog / SAMPLE_RATE
+
+    def _build(self, words: Sequence[Word], *, is_final: bool) -> LiveText:
+        return LiveText(
+            text="".join(word.word for word in words),
+            start_s=words[0].start_s,
+            end_s=words[-1].end_s,
+            is_final=is_final,
+            backlog_s=self._backlog_s,
+        )
+
+
+def read_chunk(chunk: object) -> FloatArray:
+    """Check a chunk of sound, and convert it to samples.
+
+    Args:
+        chunk: Bytes of 16-bit little-endian integers, or mono samples at 16 kHz: shape (samples,),
+            float32, NumPy or MLX.
+
+    Returns:
+        Shape (samples,), float32.
+
+    Raises:
+        AudioError: It is something else; the message says what.
+    """
+    if isinstance(chunk, bytes):
+        samples: FloatArray = np.frombuffer(chunk, "<i2").astype(np.float32)
+        samples /= _FULL_SCALE
+        return samples
+    return to_samples(cast("np.ndarray", chunk))
+
+
+def _normalize(word: Word) -> str:
+    """Return a word as it is compared: without case and punctuation."""
+    letters = "".join(letter for letter in word.word.casefold() if letter.isalnum())
+    return letters or word.word.strip()
+
+
+def _ends_sentence(word: Word) -> bool:
+    return word.word.rstrip().endswith(_SENTENCE_ENDS)
+
+
+def _is_same(one: Word, other: Word) -> bool:
+    return _normalize(one) == _normalize(other)
+
+
+def _is_loop(words: Sequence[Word]) -> bool:
+    """Return whether a text ends with the same words again and again."""
+    spoken = [_normalize(word) for word in words]
+    for size in range(1, len(spoken) // _REPEATED + 1):
+        last = spoken[-size:]
+        if all(
+            spoken[len(spoken) - (n + 1) * size : len(spoken) - n * size] == last
+            for n in range(_REPEATED)
+        ):
+            return True
+    return False

@@ -1,0 +1,226 @@
+"""Live text without a loop: agreement of hypotheses, chunks, and passes over real speech."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+import anyio
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fastwhisper
+from fastwhisper import AudioError, LiveText, Word
+from fastwhisper.transcribing.live import Agreement, LiveDecoder, read_chunk
+from fastwhisper.transcribing.samples import never_cancel, read_blocks
+from fastwhisper.whisper.start import read_settings
+from tests.helpers.audio import SAMPLE, SAMPLE_RATE, SENTENCE, noise, tone
+from tests.helpers.tones import silence
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fastwhisper.whisper.network import Whisper
+
+
+def words(text: str, *, begin_s: float = 0.0) -> list[Word]:
+    """Return words of 0.5 s each."""
+    return [
+        Word(f" {word}", begin_s + n / 2, begin_s + (n + 1) / 2, 1.0)
+        for n, word in enumerate(text.split())
+    ]
+
+
+def said(found: list[Word]) -> str:
+    """Return the text of words."""
+    return "".join(word.word for word in found).strip()
+
+
+def test_what_two_hypotheses_begin_with_is_final() -> None:
+    """Case and punctuation make no difference; the newer text counts."""
+    agreement = Agreement()
+    assert agreement.add(words("So in common")) == []
+    assert said(agreement.add(words("so in, college I"))) == "so in,"
+    assert said(list(agreement.tail)) == "college I"
+    assert agreement.end_s == 1.0
+    assert said(agreement.add(words("So in college, I was"))) == "college, I"
+
+
+def test_final_words_that_come_again_are_not_said_twice() -> None:
+    """Not at their times, nor a little later; but a word that is repeated on purpose is kept."""
+    agreement = Agreement()
+    agreement.add(words("very good"))
+    assert said(agreement.accept(2)) == "very good"
+    agreement.add(words("good thing", begin_s=0.95))
+    assert said(list(agreement.tail)) == "thing"
+    agreement.add(words("good", begin_s=4.0))
+    assert said(list(agreement.tail)) == "good"
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.sampled_from(["a", "b", "c", "d"]), max_size=8),
+            st.floats(0, 5),
+            st.integers(0, 3),
+        ),
+        max_size=12,
+    )
+)
+def test_final_words_only_grow_and_their_times_too(
+    steps: list[tuple[list[str], float, int]],
+) -> None:
+    """Whatever hypotheses come."""
+    agreement = Agreement()
+    end_s = 0.0
+    for texts, begin_s, accepted in steps:
+        final = agreement.add(words(" ".join(texts), begin_s=begin_s)) + agreement.accept(accepted)
+        assert agreement.end_s >= end_s
+        assert all(word.end_s <= agreement.end_s for word in final)
+        end_s = agreement.end_s
+
+
+def test_chunks_of_bytes_and_of_floats_are_the_same_sound() -> None:
+    """16-bit little-endian integers, and float32 of NumPy and MLX."""
+    integers = np.array([0, 1, -1, 32767, -32768], "<i2")
+    expected = integers.astype(np.float32) / 32768
+    for chunk in (integers.tobytes(), expected, mx.array(expected)):
+        assert read_chunk(chunk).tolist() == expected.tolist()
+        assert read_chunk(chunk).dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    "chunk", [np.zeros(3), np.array([np.nan], np.float32), np.zeros((2, 2), np.float32), "text"]
+)
+def test_other_chunks_are_refused(chunk: object) -> None:
+    """With an error that says what to give."""
+    with pytest.raises(AudioError, match="give"):
+        read_chunk(chunk)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_en_ct2: Path) -> Whisper:
+    """Return the real tiny.en."""
+    return anyio.run(fastwhisper.load, tiny_en_ct2).model
+
+
+def make_decoder(model: Whisper, **options: float) -> LiveDecoder:
+    """Make a decoder with the settings of `listen`."""
+    settings = read_settings(
+        model.dims.n_vocab,
+        model.dims.n_text_ctx,
+        word_timestamps=True,
+        temperature=(0.0, 0.4),
+    )
+    times = {"min_chunk_s": 1.0, "pause_s": 1.0, **options}
+    return LiveDecoder(model, settings, fp16=False, check=never_cancel, **times)
+
+
+def feed(decoder: LiveDecoder, samples: np.ndarray, *, is_last: bool = True) -> list[LiveText]:
+    """Feed samples in chunks of 0.1 s, decode when a pass is due, and check the rules."""
+    found: list[LiveText] = []
+    chunks = range(0, len(samples), SAMPLE_RATE // 10)
+    for start in chunks:
+        decoder.push(samples[start : start + SAMPLE_RATE // 10])
+        found += decoder.decode(is_last=is_last and start == chunks[-1])
+    finals = [text for text in found if text.is_final]
+    for before, after in itertools.pairwise(finals):
+        assert before.end_s <= after.start_s + 0.1
+    return found
+
+
+def read_sample() -> np.ndarray:
+    """Read the recorded sentences. Shape (samples,), float32."""
+    return np.concatenate(list(read_blocks(SAMPLE, check=never_cancel)))
+
+
+def spell(text: str) -> list[str]:
+    """Return the words of a text without case and punctuation."""
+    return "".join(c for c in text.casefold() if c.isalnum() or c == " ").split()
+
+
+def test_recorded_speech_becomes_its_text(model: Whisper) -> None:
+    """Every word once, in order, at times inside of the audio; tentative text comes before."""
+    samples = read_sample()
+    decoder = make_decoder(model)
+    found = feed(decoder, samples)
+    assert spell("".join(text.text for text in found if text.is_final)) == spell(SENTENCE)
+    assert not found[0].is_final
+    assert found[-1].is_final
+    assert found[-1].end_s <= len(samples) / SAMPLE_RATE + 0.1
+    assert 3 <= decoder.passes <= 10
+
+
+def test_times_count_from_the_first_sample(model: Whisper) -> None:
+    """A long silence before speech moves the times and costs no pass."""
+    decoder = make_decoder(model)
+    assert feed(decoder, silence(65), is_last=False) == []
+    assert decoder.passes == 0
+    found = feed(decoder, read_sample())
+    first = next(text for text in found if text.is_final)
+    assert first.start_s == pytest.approx(65.0, abs=0.6)
+
+
+def test_a_pause_makes_everything_final(model: Whisper) -> None:
+    """Nothing stays tentative, and the silence after it costs no more passes."""
+    decoder = make_decoder(model)
+    found = feed(decoder, np.concatenate([read_sample(), silence(3)]), is_last=False)
+    assert found[-1].is_final
+    passes = decoder.passes
+    assert feed(decoder, silence(20), is_last=False) == []
+    assert decoder.passes == passes
+
+
+@pytest.mark.parametrize(
+    "sound",
+    [silence(20), noise(20), 0.001 * noise(20), tone(20), tone(5, hertz=220) + tone(5, hertz=330)],
+    ids=["silence", "noise", "faint noise", "tone", "chord"],
+)
+def test_what_is_no_speech_has_no_text_and_no_pass(model: Whisper, sound: np.ndarray) -> None:
+    """The detector hears nobody."""
+    decoder = make_decoder(model)
+    assert feed(decoder, sound.astype(np.float32)) == []
+    assert decoder.passes == 0
+
+
+@pytest.mark.slow
+def test_speech_without_a_pause_is_cut_at_thirty_seconds(model: Whisper) -> None:
+    """The buffer never holds more; the text goes on after each cut."""
+    sentence = read_sample()[: 8 * SAMPLE_RATE]
+    samples = np.concatenate([sentence] * 8)
+    decoder = make_decoder(model, pause_s=30)
+    found: list[LiveText] = []
+    start = 0
+    while start < len(samples):
+        count = min(decoder.room, len(samples) - start)
+        decoder.push(samples[start : start + count])
+        start += count
+        found += decoder.decode(is_last=start == len(samples))
+        assert decoder.room > 0
+    text = spell("".join(part.text for part in found if part.is_final))
+    assert text.count("weather") == pytest.approx(8, abs=1)
+    assert decoder.end == len(samples)
+
+
+def test_a_pass_that_is_cancelled_loses_nothing(model: Whisper) -> None:
+    """The next call decodes the same sound again."""
+    settings = read_settings(model.dims.n_vocab, model.dims.n_text_ctx, word_timestamps=True)
+    stops = [0]
+
+    def check() -> None:
+        stops[0] += 1
+        if stops[0] in {1, 9, 25}:
+            raise InterruptedError
+
+    decoder = LiveDecoder(model, settings, fp16=False, min_chunk_s=1, pause_s=1, check=check)
+    decoder.push(read_sample())
+    for _ in range(3):
+        with pytest.raises(InterruptedError):
+            decoder.decode(is_last=True)
+    [text] = decoder.decode(is_last=True)
+    assert text.is_final
+    assert spell(text.text) == spell(SENTENCE)
+    assert isinstance(text, fastwhisper.LiveText)
