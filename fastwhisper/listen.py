@@ -11,7 +11,6 @@ import anyio.lowlevel
 from fastwhisper.engine import tasks, threads
 from fastwhisper.engine.threads import Lane
 from fastwhisper.errors import AudioError, SessionClosedError
-from fastwhisper.stream import detach
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterator
@@ -159,12 +158,12 @@ class LiveStream:
                 "not sound; give mono samples at 16 kHz: an array of shape (samples,), float32, "
                 "or bytes of 16-bit little-endian integers",
             )
-        own = cast("np.ndarray", detach(chunk))
-        if own is not chunk:  # of MLX, evaluated; a slice would not be
-            yield own
+        if not hasattr(chunk, "copy"):  # of MLX: a slice would not be evaluated
+            yield chunk
             return
-        for start in range(0, len(own), _AHEAD_SAMPLES):
-            yield own[start : start + _AHEAD_SAMPLES].copy()
+        samples = cast("np.ndarray", chunk)
+        for start in range(0, len(samples), _AHEAD_SAMPLES):
+            yield samples[start : start + _AHEAD_SAMPLES].copy()
 
     async def _go_on(self) -> None:
         """Take sound, or run a pass, or wait for sound."""

@@ -259,8 +259,8 @@ class Session:
 
         Args:
             chunks: Mono sound at 16 kHz, in chunks of any length: float32 samples in [-1, 1] of
-                shape (samples,), NumPy or MLX, or bytes of 16-bit little-endian integers. A sample
-                may be split between two chunks of bytes.
+                shape (samples,), NumPy or evaluated MLX, or bytes of 16-bit little-endian
+                integers. A sample may be split between two chunks of bytes.
             language: Code or name of the spoken language; None detects it in the first 5 s.
             task: "transcribe", or "translate" to English.
             initial_prompt: Text before the first words, for names and spelling.

@@ -22,6 +22,7 @@ LAYERS = {
     "sources": 3,
     "transcribing": 4,
     "loading": 5,
+    "listen": 6,
     "stream": 6,
     "session": 7,
     "compat": 7,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -95,7 +96,9 @@ async def test_floats_and_bytes_say_the_same(tiny_en_ct2: Path, sound: np.ndarra
     data = (sound * 32767).astype("<i2").tobytes()
     odd = [data[:1], b"", *(data[start : start + 3333] for start in range(1, len(data), 3333))]
     async with fastwhisper.open(tiny_en_ct2) as session:
-        for chunks in (split(sound), odd, [bytearray(data)], [sound]):
+        evaluated = mx.array(sound)
+        mx.eval(evaluated)
+        for chunks in (split(sound), odd, [bytearray(data)], [evaluated]):
             found = await listen(session, Source(chunks))
             assert final_words(found) == spell(SENTENCE)
             assert found[-1].is_final
