@@ -64,7 +64,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests that are not slow: 3 minutes on 2 cores. Arguments after -- go to pytest."""
+    """Run the tests that are not slow: 5 minutes on 2 cores. Arguments after -- go to pytest."""
     if session.posargs:
         session.run("pytest", "-m", "not slow", *session.posargs, env=ONE_THREAD)
         return
@@ -180,9 +180,9 @@ def package(session: nox.Session) -> None:
 
 @nox.session
 def gpu(session: nox.Session) -> None:
-    """Run the fast tests on an NVIDIA GPU: 6 minutes in 12 processes; needs the group `gpu`.
+    """Run the fast tests on an NVIDIA GPU: 2 minutes in 12 processes; needs the group `gpu`.
 
-    Kernels that the machine never compiled take up to 90 s each.
+    Kernels that the machine never compiled take up to 90 s each: the first run takes 10 minutes.
     """
     options = session.posargs or ("-m", "not slow", "-n", "12")
     session.run("pytest", *options, "--timeout=600", env=ONE_THREAD)
