@@ -42,7 +42,6 @@ class Heard:
         text: The final text.
         passes: Passes that were run.
         dropped: Tentative passes that were due and not run.
-        taken_s: From the first sample to the last text.
     """
 
     first_s: float = 0.0
@@ -51,7 +50,6 @@ class Heard:
     text: str = ""
     passes: int = 0
     dropped: int = 0
-    taken_s: float = 0.0
 
 
 def main() -> None:
@@ -105,7 +103,6 @@ async def listen(
         if text.is_final:
             heard.text += text.text
         (heard.final_s if text.is_final else heard.tentative_s).append(now_s - text.end_s)
-        heard.taken_s = now_s
     heard.passes, heard.dropped = stream.passes, stream.dropped_passes
     return heard
 

@@ -217,7 +217,7 @@ async def test_leaving_the_session_ends_the_source(tiny_en_ct2: Path, sound: np.
                         pass
 
             group.start_soon(use)
-            await anyio.sleep(0.5)
+            await anyio.wait_all_tasks_blocked()
             await stack.aclose()
         assert ended == [True]
         with pytest.raises(SessionClosedError):

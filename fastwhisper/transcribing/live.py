@@ -4,20 +4,19 @@ Each pass decodes the sound again from where the final text ends. What two passe
 is final. A pause, a full buffer and the end make the rest final too. Silence costs no pass.
 
 Source:
-    LocalAgreement-2: Machacek et al. 2023, "Turning Whisper into Real-Time Transcription System".
+    LocalAgreement-2: Macháček et al. 2023, "Turning Whisper into Real-Time Transcription System".
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from dataclasses import replace
 from functools import partial
-from itertools import takewhile
 from typing import TYPE_CHECKING, Final, cast
 
 import numpy as np
 
+from fastwhisper.transcribing.agreement import JITTER_S, Agreement, ends_sentence, is_loop
 from fastwhisper.transcribing.mel import FRAMES_PER_SECOND, WINDOW_FRAMES, compute_blocks_mel
 from fastwhisper.transcribing.samples import to_samples
 from fastwhisper.transcribing.voice import FRAME_SAMPLES, VoiceDetector
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from fastwhisper.whisper.network import Whisper
     from fastwhisper.whisper.options import DecodeSettings
 
-__all__ = ["Agreement", "LiveDecoder", "read_chunk"]
+__all__ = ["LiveDecoder", "read_chunk"]
 
 _FULL_SCALE: Final = 1 << 15
 _MAX_SAMPLES: Final = 30 * SAMPLE_RATE
@@ -71,80 +70,11 @@ _LONG_SAMPLES: Final = 14 * SAMPLE_RATE
 _KNOWN_CHARACTERS: Final = 400
 """Final text that is kept as a prompt."""
 
-_SENTENCE_ENDS: Final = (".", "!", "?", "。", "！", "？")  # noqa: RUF001  of Chinese and Japanese
-_JITTER_S: Final = 0.1
-"""Times of the same word differ so much between two passes."""
-
 _UNSURE_S: Final = 0.8
 """A word so close to the end of the sound is not final: what follows may change it."""
 
-_REPEAT_S: Final = 0.3
-"""The same word may begin so much later in the next pass. Later it is another one."""
-
-_REPEATED: Final = 4
-"""So many times the same words at the end of a text are a loop."""
-
 _SETTLED_S: Final = 5.0
 """Sound after which the language is not detected again."""
-
-
-class Agreement:
-    """LocalAgreement-2: words are final when two hypotheses in a row begin with them.
-
-    Attributes:
-        end_s: End of the last final word in seconds.
-    """
-
-    def __init__(self) -> None:
-        self.end_s = 0.0
-        self._tail: list[Word] = []
-        self._final: deque[Word] = deque(maxlen=5)
-
-    @property
-    def tail(self) -> Sequence[Word]:
-        """The words of the last hypothesis that are not final."""
-        return self._tail
-
-    def add(
-        self, words: Sequence[Word], *, begin_s: float = 0.0, sure_s: float = math.inf
-    ) -> list[Word]:
-        """Compare a hypothesis with the one before, and return the words that became final.
-
-        Args:
-            words: The hypothesis.
-            begin_s: Begin of its sound in seconds. Final words before it can't come again.
-            sure_s: Words that end later do not become final: the end of the sound cuts them.
-        """
-        words = self._drop_final(words, begin_s)
-        pairs = zip(self._tail, words, strict=False)
-        agreed = sum(
-            1 for _ in takewhile(lambda pair: _is_same(*pair) and pair[1].end_s <= sure_s, pairs)
-        )
-        self._tail = words
-        return self.accept(agreed)
-
-    def accept(self, count: int) -> list[Word]:
-        """Make the first words of the tail final, and return them."""
-        accepted, self._tail = self._tail[:count], self._tail[count:]
-        if accepted:
-            self._final.extend(accepted)
-            self.end_s = max(self.end_s, accepted[-1].end_s)
-        return accepted
-
-    def _drop_final(self, words: Sequence[Word], begin_s: float) -> list[Word]:
-        """Return the words of a hypothesis that are not final: by their times, then as text."""
-        # By their middles: the begin of a word moves more from pass to pass.
-        new = [
-            word for word in words if (word.start_s + word.end_s) / 2 > self.end_s - _JITTER_S / 2
-        ]
-        known = [_normalize(word) for word in self._final if word.end_s > begin_s + _JITTER_S]
-        for count in range(min(len(known), len(new)), 0, -1):
-            if known[-count:] == [_normalize(word) for word in new[:count]]:
-                # Whoever repeats a word on purpose does so later.
-                if new[0].start_s < self.end_s + _REPEAT_S:
-                    return new[count:]
-                break
-        return new
 
 
 class LiveDecoder:
@@ -171,7 +101,7 @@ class LiveDecoder:
 
         Args:
             model: The network. All its arrays are evaluated.
-            settings: How to decode: with word times, without timestamps.
+            settings: How to decode, with word times.
             fp16: As for `Batches`.
             min_chunk_s: Seconds of new sound after which the next tentative pass is due.
             pause_s: Seconds without speech after which everything is final.
@@ -334,7 +264,7 @@ class LiveDecoder:
         ):
             return []
         words = self._align(result.tokens, features[0], frames)
-        return None if not is_over and _is_loop(words) else words
+        return None if not is_over and is_loop(words) else words
 
     def _align(self, tokens: Sequence[int], features: mx.array, frames: int) -> list[Word]:
         """Return the words of a text, those after its last time too."""
@@ -364,7 +294,7 @@ class LiveDecoder:
     def _encode_known(self) -> list[int]:
         """Return the final text before the buffer as tokens; before the first, the prompt."""
         before_s = self._start / SAMPLE_RATE
-        words = [word.word for word in self._known if word.end_s <= before_s + _JITTER_S]
+        words = [word.word for word in self._known if word.end_s <= before_s + JITTER_S]
         text = "".join(words)[-_KNOWN_CHARACTERS:] or self._settings.initial_prompt
         return self._decoder.encode_prompt(text) if text else []
 
@@ -374,7 +304,7 @@ class LiveDecoder:
         if is_last or self.room > 0:
             return len(tail)
         # The speech goes on: up to the end of a sentence, or without the last words.
-        ends = [n for n, word in enumerate(tail, 1) if _ends_sentence(word)]
+        ends = [n for n, word in enumerate(tail, 1) if ends_sentence(word)]
         return ends[-1] if ends else max(1, len(tail) - 2)
 
     # What is kept
@@ -389,7 +319,7 @@ class LiveDecoder:
         ends_s = [
             word.end_s
             for word in self._known
-            if size > _LONG_SAMPLES or (size > _SHORT_SAMPLES and _ends_sentence(word))
+            if size > _LONG_SAMPLES or (size > _SHORT_SAMPLES and ends_sentence(word))
         ]
         self._drop(round(max(ends_s, default=0.0) * SAMPLE_RATE) - self._start)
         if self.room <= 0:  # no text in 30 s of what seems to be speech
@@ -462,30 +392,3 @@ def read_chunk(chunk: object) -> FloatArray:
         samples /= _FULL_SCALE
         return samples
     return to_samples(cast("np.ndarray", chunk))
-
-
-def _normalize(word: Word) -> str:
-    """Return a word as it is compared: without case and punctuation."""
-    letters = "".join(letter for letter in word.word.casefold() if letter.isalnum())
-    return letters or word.word.strip()
-
-
-def _ends_sentence(word: Word) -> bool:
-    return word.word.rstrip().endswith(_SENTENCE_ENDS)
-
-
-def _is_same(one: Word, other: Word) -> bool:
-    return _normalize(one) == _normalize(other)
-
-
-def _is_loop(words: Sequence[Word]) -> bool:
-    """Return whether a text ends with the same words again and again."""
-    spoken = [_normalize(word) for word in words]
-    for size in range(1, len(spoken) // _REPEATED + 1):
-        last = spoken[-size:]
-        if all(
-            spoken[len(spoken) - (n + 1) * size : len(spoken) - n * size] == last
-            for n in range(_REPEATED)
-        ):
-            return True
-    return False

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 import fastwhisper
 from fastwhisper import AudioError, LiveText, Word
-from fastwhisper.transcribing.live import Agreement, LiveDecoder, read_chunk
+from fastwhisper.transcribing.agreement import Agreement
+from fastwhisper.transcribing.live import LiveDecoder, read_chunk
 from fastwhisper.transcribing.samples import never_cancel, read_blocks
 from fastwhisper.whisper.start import read_settings
 from tests.helpers.audio import SAMPLE, SAMPLE_RATE, SENTENCE, noise, tone
@@ -223,4 +224,3 @@ def test_a_pass_that_is_cancelled_loses_nothing(model: Whisper) -> None:
     [text] = decoder.decode(is_last=True)
     assert text.is_final
     assert spell(text.text) == spell(SENTENCE)
-    assert isinstance(text, fastwhisper.LiveText)

@@ -1,0 +1,116 @@
+"""Hypotheses of what was said -> words that are final: LocalAgreement-2.
+
+Source:
+    Macháček et al. 2023, "Turning Whisper into Real-Time Transcription System".
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from itertools import takewhile
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fastwhisper.values import Word
+
+__all__ = ["JITTER_S", "Agreement", "ends_sentence", "is_loop"]
+
+_SENTENCE_ENDS: Final = (".", "!", "?", "。", "！", "？")  # noqa: RUF001  of Chinese and Japanese
+JITTER_S: Final = 0.1
+"""Times of the same word differ so much between two passes."""
+
+_REPEAT_S: Final = 0.3
+"""The same word may begin so much later in the next pass. Later it is another one."""
+
+_REPEATED: Final = 4
+"""So many times the same words at the end of a text are a loop."""
+
+
+class Agreement:
+    """LocalAgreement-2: words are final when two hypotheses in a row begin with them.
+
+    Attributes:
+        end_s: End of the last final word in seconds.
+    """
+
+    def __init__(self) -> None:
+        self.end_s = 0.0
+        self._tail: list[Word] = []
+        self._final: deque[Word] = deque(maxlen=5)
+
+    @property
+    def tail(self) -> Sequence[Word]:
+        """The words of the last hypothesis that are not final."""
+        return self._tail
+
+    def add(
+        self, words: Sequence[Word], *, begin_s: float = 0.0, sure_s: float = math.inf
+    ) -> list[Word]:
+        """Compare a hypothesis with the one before, and return the words that became final.
+
+        Args:
+            words: The hypothesis.
+            begin_s: Begin of its sound in seconds. Final words before it can't come again.
+            sure_s: Words that end later do not become final: the end of the sound cuts them.
+        """
+        words = self._drop_final(words, begin_s)
+        pairs = zip(self._tail, words, strict=False)
+        agreed = sum(
+            1 for _ in takewhile(lambda pair: _is_same(*pair) and pair[1].end_s <= sure_s, pairs)
+        )
+        self._tail = words
+        return self.accept(agreed)
+
+    def accept(self, count: int) -> list[Word]:
+        """Make the first words of the tail final, and return them."""
+        accepted, self._tail = self._tail[:count], self._tail[count:]
+        if accepted:
+            self._final.extend(accepted)
+            self.end_s = max(self.end_s, accepted[-1].end_s)
+        return accepted
+
+    def _drop_final(self, words: Sequence[Word], begin_s: float) -> list[Word]:
+        """Return the words of a hypothesis that are not final: by their times, then as text."""
+        # By their middles: the begin of a word moves more from pass to pass.
+        new = [
+            word for word in words if (word.start_s + word.end_s) / 2 > self.end_s - JITTER_S / 2
+        ]
+        known = [_normalize(word) for word in self._final if word.end_s > begin_s + JITTER_S]
+        for count in range(min(len(known), len(new)), 0, -1):
+            if known[-count:] == [_normalize(word) for word in new[:count]]:
+                # Whoever repeats a word on purpose does so later.
+                if new[0].start_s < self.end_s + _REPEAT_S:
+                    return new[count:]
+                break
+        return new
+
+
+def _normalize(word: Word) -> str:
+    """Return a word as it is compared: without case and punctuation."""
+    letters = "".join(letter for letter in word.word.casefold() if letter.isalnum())
+    return letters or word.word.strip()
+
+
+def ends_sentence(word: Word) -> bool:
+    """Return whether a sentence ends with a word."""
+    return word.word.rstrip().endswith(_SENTENCE_ENDS)
+
+
+def _is_same(one: Word, other: Word) -> bool:
+    return _normalize(one) == _normalize(other)
+
+
+def is_loop(words: Sequence[Word]) -> bool:
+    """Return whether a text ends with the same words again and again."""
+    spoken = [_normalize(word) for word in words]
+    for size in range(1, len(spoken) // _REPEATED + 1):
+        last = spoken[-size:]
+        if all(
+            spoken[len(spoken) - (n + 1) * size : len(spoken) - n * size] == last
+            for n in range(_REPEATED)
+        ):
+            return True
+    return False
