@@ -185,7 +185,8 @@ def gpu(session: nox.Session) -> None:
     Kernels that the machine never compiled take up to 90 s each: the first run takes 10 minutes.
     """
     options = session.posargs or ("-m", "not slow", "-n", "12")
-    session.run("pytest", *options, "--timeout=600", env=ONE_THREAD)
+    # pytest-benchmark, of the group `bench`, warns of processes side by side: here an error.
+    session.run("pytest", *options, "--timeout=600", "-p", "no:benchmark", env=ONE_THREAD)
 
 
 REPORT = Path("metal-report.txt")

@@ -271,6 +271,8 @@ def run_tests(
         encoding="utf-8",
     )
     options = ("-q", "-p", "no:cacheprovider", "-p", "no:audioeval", "--timeout", "60")
+    # It would warn of processes side by side, which these tests may run in: here an error.
+    options += ("-p", "no:benchmark")
     return run_python("-m", "pytest", *options, directory, status=status).stdout
 
 
