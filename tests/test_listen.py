@@ -175,7 +175,9 @@ async def test_a_wait_that_is_cancelled_loses_nothing(
         stream = session.listen(Source(split(sound)))
         for _ in range(3):
             with anyio.move_on_after(after_s):
-                found.append(await anext(stream))
+                async for text in stream:  # none is left where a GPU has decoded it all
+                    found.append(text)
+                    break
         found += [text async for text in stream]
     assert final_words(found) == spell(SENTENCE)
 
