@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import mlx.core as mx
 import mlx_whisper.writers
 import numpy as np
 import pytest
@@ -87,6 +88,8 @@ def test_files_are_those_of_mlx_whisper(
     layout: dict[str, Any],
 ) -> None:
     """All formats are byte for byte what upstream's writers make of upstream's result."""
+    if layout and mx.default_device() != mx.cpu:
+        pytest.skip("on a GPU rounding moves the words of a random model; tests/real has real ones")
     options = dict(layout)
     result = upstreams[options.pop("word_timestamps", False)]
     theirs = tmp_path / "theirs"
