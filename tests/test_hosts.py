@@ -270,9 +270,13 @@ def run_tests(
         "[pytest]\nfilterwarnings = error\nasyncio_default_fixture_loop_scope = function\n",
         encoding="utf-8",
     )
-    options = ("-q", "-p", "no:cacheprovider", "-p", "no:audioeval", "--timeout", "60")
-    # It would warn of processes side by side, which these tests may run in: here an error.
-    options += ("-p", "no:benchmark")
+    # benchmark would warn of processes side by side, which these tests may run in: an error.
+    without = [
+        part
+        for name in ("cacheprovider", "audioeval", "benchmark")
+        for part in ("-p", f"no:{name}")
+    ]
+    options = ("-q", "--timeout", "60", *without)
     return run_python("-m", "pytest", *options, directory, status=status).stdout
 
 

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections import Counter
-from contextlib import contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 from fastwhisper.checkpoint.chunks import describe_mapping
 from fastwhisper.checkpoint.inspection import inspect_checkpoint
 from fastwhisper.checkpoint.word_loss import word_error_cost
-from fastwhisper.cli import interrupts, outputs
+from fastwhisper.cli import interrupts, live, outputs
+from fastwhisper.cli.sound import open_sound
 from fastwhisper.cli.streams import (
     TextPrinter,
     open_bars,
@@ -44,6 +45,7 @@ from fastwhisper.whisper.start import read_settings
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
+    from contextlib import AbstractAsyncContextManager
 
     from rich.progress import Progress as Bars
 
@@ -52,7 +54,9 @@ if TYPE_CHECKING:
     from fastwhisper.sources.find import Location
     from fastwhisper.values import DtypeName
 
-__all__ = ["cache", "doctor", "find_wrong_option", "inspect", "pull", "quantize", "transcribe"]
+__all__ = [
+    "cache", "doctor", "find_wrong_option", "inspect", "listen", "pull", "quantize", "transcribe",
+]  # fmt: skip
 
 _MIB: Final = 1 << 20
 _DTYPES: Final[dict[bool | None, DtypeName | None]] = {
@@ -63,11 +67,15 @@ _DTYPES: Final[dict[bool | None, DtypeName | None]] = {
 
 
 def find_wrong_option(options: argparse.Namespace) -> str | None:
-    """Return what is wrong with options of `transcribe` that argparse accepts, or None."""
+    """Return what is wrong with options that argparse accepts, or None."""
+    if options.command not in {"transcribe", "listen"}:
+        return None
     try:
         _check_decode_options(options)
     except ValueError as error:
         return str(error)
+    if options.command == "listen":
+        return live.find_wrong_option(options)
     if not getattr(options, "word_timestamps", False):
         for name in LAYOUT_OPTIONS:
             if getattr(options, name):
@@ -92,25 +100,9 @@ async def _transcribe_files(options: argparse.Namespace) -> int:
     durations_s: list[float] = []
     printer = TextPrinter(may_fail=outputs.are_wanted(options))
     with open_bars() as bars:
-        async with open_session(
-            options.model,
-            options=LoadOptions(
-                revision=options.revision,
-                offline=options.offline,
-                dtype=_DTYPES[options.fp16],
-                memory_map=options.memory_map,
-            ),
-            on_progress=report_load(bars),
-            **_choose_precision(options),
-        ) as session:
-            result = session.result
+        async with _open(options, bars) as session:
             ready_s = time.perf_counter()
-            print_note(
-                f"{result.model_name} at {result.actual} from {result.source}, "
-                f"ready in {ready_s - begin_s:.2f} s"
-            )
-            if result.fallback_reason is not None:
-                print_note(result.fallback_reason)
+            _note_ready(session, ready_s - begin_s)
             for audio in options.audio:
                 try:
                     durations_s.append(
@@ -130,6 +122,30 @@ async def _transcribe_files(options: argparse.Namespace) -> int:
                 print_note(str(printer.failure))
             print_note(_summarize(durations_s, failed=failed, elapsed_s=elapsed_s))
     return 1 if failed or printer.failure is not None else 0
+
+
+def _open(options: argparse.Namespace, bars: Bars | None) -> AbstractAsyncContextManager[Session]:
+    """Open the model of a command."""
+    return open_session(
+        options.model,
+        options=LoadOptions(
+            revision=options.revision,
+            offline=options.offline,
+            dtype=_DTYPES[options.fp16],
+            memory_map=options.memory_map,
+        ),
+        on_progress=report_load(bars),
+        **_choose_precision(options),
+    )
+
+
+def _note_ready(session: Session, elapsed_s: float) -> None:
+    result = session.result
+    print_note(
+        f"{result.model_name} at {result.actual} from {result.source}, ready in {elapsed_s:.2f} s"
+    )
+    if result.fallback_reason is not None:
+        print_note(result.fallback_reason)
 
 
 def _summarize(durations_s: list[float], *, failed: int, elapsed_s: float) -> str:
@@ -181,6 +197,30 @@ def _check_decode_options(options: argparse.Namespace) -> None:
         model = parse_model(options.model)
         if isinstance(model, WhisperModel):
             read_settings(count_tokens(model), TEXT_CONTEXT, **given)
+
+
+def listen(options: argparse.Namespace) -> int:
+    """Write down what is said, while it is said: `fastwhisper listen`."""
+    with _naming_precisions_here(options):
+        return interrupts.run_loop(partial(_listen, options))
+
+
+async def _listen(options: argparse.Namespace) -> int:
+    """Take sound while the model opens, and print each line when it is final."""
+    begin_s = time.perf_counter()
+    async with AsyncExitStack() as stack:
+        sound = await stack.enter_async_context(open_sound(options))
+        with open_bars() as bars:
+            session = await stack.enter_async_context(_open(options, bars))
+        _note_ready(session, time.perf_counter() - begin_s)
+        stream = session.listen(
+            sound,
+            min_chunk_s=options.min_chunk,
+            pause_s=options.pause,
+            **_decode_options(options),
+        )
+        await live.print_lines(stream, options.output_format)
+    return 0
 
 
 def pull(options: argparse.Namespace) -> int:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TextPrinter",
+    "escape_controls",
     "open_bars",
     "print_note",
     "print_text",
@@ -123,11 +124,11 @@ class TextPrinter:
 def print_note(line: str) -> None:
     """Print a line on stderr: stdout is for text alone. A stderr that is full or gone is left."""
     with suppress(OSError):
-        shown = _escape_controls(line, but="\n")
+        shown = escape_controls(line, but="\n")
         print(f"fastwhisper: {shown}", file=sys.stderr, flush=True)
 
 
-def _escape_controls(text: str, *, but: str = "") -> str:
+def escape_controls(text: str, *, but: str = "") -> str:
     """Return a text whose control characters, which a terminal would obey, are escaped.
 
     The name of a file may have any. `but` is left as it is.
@@ -204,5 +205,5 @@ def report_audio(bars: Bars | None, audio: str) -> Callable[[TranscribeProgress]
     """Build the callback that shows how much of an audio is decoded."""
     if bars is None:
         return None
-    row = bars.add_task(_escape_controls(audio), total=None)
+    row = bars.add_task(escape_controls(audio), total=None)
     return lambda now: bars.update(row, completed=now.done_s, total=now.duration_s)

@@ -22,11 +22,14 @@ if TYPE_CHECKING:
 
     from fastwhisper.values import Segment, Transcription
 
-__all__ = ["FORMATS", "LAYOUT_OPTIONS", "Format", "write"]
+__all__ = ["FORMATS", "LAYOUT_OPTIONS", "LIVE_FORMATS", "Format", "format_line", "write"]
 
 Format: TypeAlias = Literal["txt", "srt", "vtt", "tsv", "json"]
 
 FORMATS: Final[tuple[Format, ...]] = get_args(Format)
+
+LIVE_FORMATS: Final = ("txt", "srt", "vtt", "json")
+"""What `format_line` can write."""
 
 LAYOUT_OPTIONS: Final = (
     "highlight_words",
@@ -157,6 +160,29 @@ def write(
         case _:
             raise ValueError(f"unknown format {format!r}; choose from {', '.join(FORMATS)}")
     file.flush()
+
+
+def format_line(kind: str, number: int, start_s: float, end_s: float, text: str) -> str:
+    """Return a line of live text as a piece of a file, which may be cut after each of them.
+
+    Args:
+        kind: One of `LIVE_FORMATS`; json has an object in each line.
+        number: 1 for the first line, which begins the file.
+        start_s: Begin in seconds.
+        end_s: End in seconds.
+        text: The text.
+    """
+    match kind:
+        case "srt":
+            return f"{number}\n{_SRT.format_cue(start_s, end_s, _SRT.escape(text))}"
+        case "vtt":
+            head = "WEBVTT\n\n" if number == 1 else ""
+            return f"{head}{_VTT.format_cue(start_s, end_s, _VTT.escape(text))}"
+        case "json":
+            facts = {"start": start_s, "end": end_s, "text": text}
+            return f"{json.dumps(facts, ensure_ascii=False)}\n"
+        case _:
+            return f"{text}\n"
 
 
 def _write_tsv(transcription: Transcription, file: TextIO) -> None:

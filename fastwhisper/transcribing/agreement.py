@@ -12,13 +12,20 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from fastwhisper.values import Word
 
-__all__ = ["JITTER_S", "Agreement", "ends_sentence", "is_loop"]
+__all__ = [
+    "JITTER_S",
+    "SENTENCE_ENDS",
+    "Agreement",
+    "count_repeats",
+    "ends_sentence",
+    "split_sentences",
+]
 
-_SENTENCE_ENDS: Final = (".", "!", "?", "。", "！", "？")  # noqa: RUF001  of Chinese and Japanese
+SENTENCE_ENDS: Final = (".", "!", "?", "。", "！", "？")  # noqa: RUF001  of Chinese and Japanese
 JITTER_S: Final = 0.1
 """Times of the same word differ so much between two passes."""
 
@@ -96,21 +103,30 @@ def _normalize(word: Word) -> str:
 
 def ends_sentence(word: Word) -> bool:
     """Return whether a sentence ends with a word."""
-    return word.word.rstrip().endswith(_SENTENCE_ENDS)
+    return word.word.rstrip().endswith(SENTENCE_ENDS)
+
+
+def split_sentences(words: Sequence[Word]) -> Iterator[Sequence[Word]]:
+    """Split words behind the end of each sentence."""
+    begin = 0
+    for end, word in enumerate(words, 1):
+        if ends_sentence(word) or end == len(words):
+            yield words[begin:end]
+            begin = end
 
 
 def _is_same(one: Word, other: Word) -> bool:
     return _normalize(one) == _normalize(other)
 
 
-def is_loop(words: Sequence[Word]) -> bool:
-    """Return whether a text ends with the same words again and again."""
+def count_repeats(words: Sequence[Word]) -> int:
+    """Return how many words at the end of a text are a loop: they repeat those before them."""
     spoken = [_normalize(word) for word in words]
     for size in range(1, len(spoken) // _REPEATED + 1):
         last = spoken[-size:]
-        if all(
-            spoken[len(spoken) - (n + 1) * size : len(spoken) - n * size] == last
-            for n in range(_REPEATED)
-        ):
-            return True
-    return False
+        times = 1
+        while spoken[len(spoken) - (times + 1) * size : len(spoken) - times * size] == last:
+            times += 1
+        if times >= _REPEATED:
+            return (times - 1) * size
+    return 0

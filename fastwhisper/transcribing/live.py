@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Final, cast
 
 import numpy as np
 
-from fastwhisper.transcribing.agreement import JITTER_S, Agreement, ends_sentence, is_loop
+from fastwhisper.transcribing.agreement import (
+    JITTER_S,
+    Agreement,
+    count_repeats,
+    ends_sentence,
+    split_sentences,
+)
 from fastwhisper.transcribing.mel import FRAMES_PER_SECOND, WINDOW_FRAMES, compute_blocks_mel
 from fastwhisper.transcribing.samples import to_samples
 from fastwhisper.transcribing.voice import FRAME_SAMPLES, VoiceDetector
@@ -61,17 +67,21 @@ _MAX_GAIN: Final = 100.0
 _LEVEL_SECONDS: Final = 30
 """Quiet sound is raised for the detector to the level of `cuts`, by the loudest of 30 s."""
 
-_SHORT_SAMPLES: Final = 7 * SAMPLE_RATE
-"""Up to this length the buffer is not cut: what was said before helps to hear what comes."""
+_SILENT_SAMPLES: Final = 3 * SAMPLE_RATE
+"""Silence that is kept where no speech follows yet: faint speech is found by what follows it."""
 
+_SHORT_SAMPLES: Final = 7 * SAMPLE_RATE
 _LONG_SAMPLES: Final = 14 * SAMPLE_RATE
-"""From this length on the buffer is also cut where no sentence ends."""
+"""From these lengths on the buffer is cut at the end of a sentence; at that of a final word."""
 
 _KNOWN_CHARACTERS: Final = 400
 """Final text that is kept as a prompt."""
 
 _UNSURE_S: Final = 0.8
 """A word so close to the end of the sound is not final: what follows may change it."""
+
+_NEARLY_SAMPLES: Final = 3 * SAMPLE_RATE
+"""A pass that ends in a loop is worth less than a pass that heard so much less."""
 
 _SETTLED_S: Final = 5.0
 """Sound after which the language is not detected again."""
@@ -123,6 +133,7 @@ class LiveDecoder:
         self._samples = np.empty(0, np.float32)
         self._start = 0
         self._heard = 0
+        self._well_heard = -_NEARLY_SAMPLES  # by the last pass whose text was no loop
         self._agreement = Agreement()
         self._known: list[Word] = []
         self._shown = ""
@@ -231,7 +242,7 @@ class LiveDecoder:
     # Passes
 
     def _run_pass(self, *, is_over: bool) -> list[Word] | None:
-        """Decode the buffer; None if the text is a loop. What is over is taken as it is."""
+        """Decode the buffer; None if the text of the pass before is to be kept."""
         end = len(self._samples)
         if is_over:  # a long silence at the end invites inventions
             end = min(end, self._find_speech_end() + _MARGIN_SAMPLES - self._start)
@@ -251,12 +262,6 @@ class LiveDecoder:
         )
         settings = self._settings
         if (
-            not is_over
-            and settings.compression_ratio_threshold is not None
-            and result.compression_ratio > settings.compression_ratio_threshold
-        ):
-            return None
-        if (
             settings.no_speech_threshold is not None
             and settings.logprob_threshold is not None
             and result.no_speech_prob > settings.no_speech_threshold
@@ -264,7 +269,14 @@ class LiveDecoder:
         ):
             return []
         words = self._align(result.tokens, features[0], frames)
-        return None if not is_over and is_loop(words) else words
+        repeats, ratio = count_repeats(words), settings.compression_ratio_threshold
+        if not repeats and (ratio is None or result.compression_ratio <= ratio):
+            self._well_heard = self.end
+            return words
+        # The text of the pass before is better than a loop, if that heard nearly as much.
+        if not is_over or self.end - self._well_heard < _NEARLY_SAMPLES:
+            return None
+        return words[: len(words) - repeats]
 
     def _align(self, tokens: Sequence[int], features: mx.array, frames: int) -> list[Word]:
         """Return the words of a text, those after its last time too."""
@@ -335,7 +347,7 @@ class LiveDecoder:
             if not any(word.end_s > self._start / SAMPLE_RATE for word in self._known):
                 self._drop(int(frames[0]) * FRAME_SAMPLES - _MARGIN_SAMPLES)
         elif not self._agreement.tail:
-            self._drop(len(self._samples) - 2 * _MARGIN_SAMPLES)
+            self._drop(len(self._samples) - _SILENT_SAMPLES)
 
     def _drop(self, count: int) -> None:
         """Drop whole frames of the first samples."""
@@ -348,21 +360,18 @@ class LiveDecoder:
     # What is said
 
     def _say(self, final: Sequence[Word]) -> list[LiveText]:
-        said = [self._build(final, is_final=True)] if final else []
+        said = [self._build(words, is_final=True) for words in split_sentences(final)]
         tail = self._agreement.tail
         text = "".join(word.word for word in tail)
-        if text != self._shown or (final and text):
-            if tail:
-                said.append(self._build(tail, is_final=False))
-            elif not final:
-                end_s = self._agreement.end_s
-                said.append(LiveText("", end_s, end_s, is_final=False, backlog_s=self._backlog_s))
+        if tail and (final or text != self._shown):
+            said.append(self._build(tail, is_final=False))
+        elif self._shown and not tail and not final:
+            end_s = self._agreement.end_s
+            said.append(
+                LiveText("", end_s, end_s, is_final=False, backlog_s=self.backlog / SAMPLE_RATE)
+            )
         self._shown = text
         return said
-
-    @property
-    def _backlog_s(self) -> float:
-        return self.backlog / SAMPLE_RATE
 
     def _build(self, words: Sequence[Word], *, is_final: bool) -> LiveText:
         return LiveText(
@@ -370,7 +379,7 @@ class LiveDecoder:
             start_s=words[0].start_s,
             end_s=words[-1].end_s,
             is_final=is_final,
-            backlog_s=self._backlog_s,
+            backlog_s=self.backlog / SAMPLE_RATE,
         )
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 GROUPS = {
     "transcribe": ["model:", "text:", "times:", "output:"],
+    "listen": ["model:", "text:", "output:"],
     "pull": ["model:", "output:"],
     "inspect": ["model:", "output:"],
     "quantize": ["model:", "output:"],
@@ -80,13 +81,15 @@ def test_help_names_every_default() -> None:
 )
 def test_help_gives_the_defaults_of_decoding(name: str) -> None:
     """A default that help shows is the one that decoding has."""
-    (action,) = (action for action in list_options() if action.dest == name)
-    shown = re.search(r"\(default: (.*)\)", str(action.help))
-    assert shown is not None
     default = getattr(DecodeSettings(), name)
-    assert (float(shown[1]) if isinstance(default, float) else shown[1]) == (
-        default if isinstance(default, float) else str(default)
-    )
+    actions = [action for action in list_options() if action.dest == name]
+    assert actions
+    for action in actions:
+        shown = re.search(r"\(default: (.*)\)", str(action.help))
+        assert shown is not None
+        assert (float(shown[1]) if isinstance(default, float) else shown[1]) == (
+            default if isinstance(default, float) else str(default)
+        )
 
 
 def test_help_imports_nothing_that_opens_a_model() -> None:
@@ -130,7 +133,8 @@ def test_command_that_is_like_none_lists_them(capsys: pytest.CaptureFixture[str]
     """Without a similar command, the message lists all of them."""
     assert run("xyz") == 2
     assert capsys.readouterr().err.endswith(
-        "unknown command 'xyz'; choose from transcribe, pull, inspect, quantize, cache, doctor\n"
+        "unknown command 'xyz'; "
+        "choose from transcribe, listen, pull, inspect, quantize, cache, doctor\n"
     )
 
 

@@ -1,8 +1,9 @@
 """The one wait of the tests that looks again and again, for what sends no event.
 
-Everything else is awaited by a gate, an event or a state of the event loop. Three things have none:
+Everything else is awaited by a gate, an event or a state of the event loop. Four things have none:
 the kernel shows a thread in /proc for a moment after it was joined, MLX closes a file in a thread
-of its own just after the last array of it is there, and a GPU gives memory back in its own time.
+of its own just after the last array of it is there, a GPU gives memory back in its own time, and a
+process reads what is in its pipe.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import fastwhisper
 from fastwhisper import AudioError, LiveText, Word
-from fastwhisper.transcribing.agreement import Agreement
+from fastwhisper.transcribing.agreement import Agreement, count_repeats
 from fastwhisper.transcribing.live import LiveDecoder, read_chunk
 from fastwhisper.transcribing.samples import never_cancel, read_blocks
 from fastwhisper.whisper.start import read_settings
@@ -59,6 +59,22 @@ def test_final_words_that_come_again_are_not_said_twice() -> None:
     assert said(list(agreement.tail)) == "thing"
     agreement.add(words("good", begin_s=4.0))
     assert said(list(agreement.tail)) == "good"
+
+
+@pytest.mark.parametrize(
+    ("text", "repeats"),
+    [
+        ("", 0),
+        ("no no no", 0),
+        ("he said no no no no", 3),
+        ("Thank you. thank you, Thank you. Thank you.", 6),
+        ("we are we are we are here", 0),
+        ("a b c a b c a b c a b c", 9),
+    ],
+)
+def test_counts_what_only_repeats(text: str, repeats: int) -> None:
+    """From four times on, whatever its case and punctuation."""
+    assert count_repeats(words(text)) == repeats
 
 
 @given(
@@ -108,13 +124,12 @@ def model(tiny_en_ct2: Path) -> Whisper:
     return anyio.run(fastwhisper.load, tiny_en_ct2).model
 
 
-def make_decoder(model: Whisper, **options: float) -> LiveDecoder:
+def make_decoder(
+    model: Whisper, *, temperature: tuple[float, ...] = (0.0, 0.4), **options: float
+) -> LiveDecoder:
     """Make a decoder with the settings of `listen`."""
     settings = read_settings(
-        model.dims.n_vocab,
-        model.dims.n_text_ctx,
-        word_timestamps=True,
-        temperature=(0.0, 0.4),
+        model.dims.n_vocab, model.dims.n_text_ctx, word_timestamps=True, temperature=temperature
     )
     times = {"min_chunk_s": 1.0, "pause_s": 1.0, **options}
     return LiveDecoder(model, settings, fp16=False, check=never_cancel, **times)
@@ -192,7 +207,8 @@ def test_speech_without_a_pause_is_cut_at_thirty_seconds(model: Whisper) -> None
     """The buffer never holds more; the text goes on after each cut."""
     sentence = read_sample()[: 8 * SAMPLE_RATE]
     samples = np.concatenate([sentence] * 8)
-    decoder = make_decoder(model, pause_s=30)
+    # What is said again and again passes for a loop, and is sampled: never twice alike.
+    decoder = make_decoder(model, temperature=(0.0,), pause_s=30)
     found: list[LiveText] = []
     start = 0
     while start < len(samples):
@@ -204,6 +220,20 @@ def test_speech_without_a_pause_is_cut_at_thirty_seconds(model: Whisper) -> None
     text = spell("".join(part.text for part in found if part.is_final))
     assert text.count("weather") == pytest.approx(8, abs=1)
     assert decoder.end == len(samples)
+
+
+@pytest.mark.parametrize(("heard", "expected"), [("So we go", "So we go"), ("", "no")])
+def test_a_loop_at_the_end_is_not_final(model: Whisper, heard: str, expected: str) -> None:
+    """The text of the pass before is, or the loop's words once if there is none."""
+    decoder = make_decoder(model)
+    texts = iter([words(heard)] * bool(heard) + [words("no no no no no no")])
+    decoder._align = lambda *_: next(texts)  # type: ignore[method-assign]
+    samples = read_sample()[: 2 * SAMPLE_RATE]
+    decoder.push(samples)
+    found = decoder.decode(is_last=False) if heard else []
+    decoder.push(samples[: SAMPLE_RATE // 2])
+    found += decoder.decode(is_last=True)
+    assert said([Word(t.text, t.start_s, t.end_s, 1.0) for t in found if t.is_final]) == expected
 
 
 def test_a_pass_that_is_cancelled_loses_nothing(model: Whisper) -> None:

@@ -1,0 +1,147 @@
+"""What `fastwhisper listen` prints: final lines, and on a terminal what may still change."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Final, Self
+
+import anyio
+
+from fastwhisper.cli.sound import STDIN
+from fastwhisper.cli.streams import escape_controls, print_text
+from fastwhisper.cli.writers import format_line
+from fastwhisper.transcribing.agreement import SENTENCE_ENDS
+
+if TYPE_CHECKING:
+    import argparse
+
+    from rich.live import Live
+
+    from fastwhisper.listen import LiveStream
+    from fastwhisper.values import LiveText
+
+__all__ = ["LinePrinter", "find_wrong_option", "print_lines"]
+
+_LONG: Final = 80
+"""From this number of characters on, a line ends wherever a stretch does."""
+
+_PAUSE_S: Final = 1.5
+"""A line ends if nothing came for so long, or is said so much later."""
+
+_LAST_S: Final = 10.0
+"""The most time for the last pass after Ctrl-C. A second Ctrl-C ends the process at once."""
+
+
+def find_wrong_option(options: argparse.Namespace) -> str | None:
+    """Return what is wrong with options of `listen` that argparse accepts, or None."""
+    for name in ("min_chunk", "pause"):
+        if not 0 < getattr(options, name) <= 30:  # noqa: PLR2004  also in the message
+            return f"--{name.replace('_', '-')}: give more than 0 and at most 30 seconds"
+    if options.source == STDIN and options.device is not None:
+        return "--device is a microphone; leave it out with -"
+    return None
+
+
+async def print_lines(stream: LiveStream, kind: str) -> None:
+    """Print what is heard until its end. Ctrl-C makes what was heard final, and prints it.
+
+    Args:
+        stream: What is heard.
+        kind: One of `writers.LIVE_FORMATS`.
+
+    Raises:
+        AudioError: The sound can't be used. What came before is printed.
+    """
+    with LinePrinter(kind) as printer:
+        try:
+            while True:
+                wait_s = _PAUSE_S if printer.is_line_settled else None
+                with anyio.move_on_after(wait_s) as scope:
+                    heard = await anext(stream, None)
+                if scope.cancelled_caught:
+                    printer.end_line()
+                elif heard is None:
+                    return
+                else:
+                    printer.add(heard)
+        except anyio.get_cancelled_exc_class():
+            with anyio.move_on_after(_LAST_S, shield=True):
+                await stream.aclose()
+                async for heard in stream:
+                    printer.add(heard)
+            raise
+
+
+class LinePrinter:
+    """Lines of final text on stdout. A context manager: its end prints the last line."""
+
+    def __init__(self, kind: str) -> None:
+        """Set up the printer; `kind` is one of `writers.LIVE_FORMATS`."""
+        self._kind = kind
+        self._count = 0
+        self._text = self._tentative = ""
+        self._start_s = self._end_s = 0.0
+        self._live: Live | None = None
+        self._stack = ExitStack()
+
+    @property
+    def is_line_settled(self) -> bool:
+        """Whether a line is begun that nothing tentative may go on."""
+        return bool(self._text) and not self._tentative
+
+    def __enter__(self) -> Self:
+        if self._kind == "txt" and sys.stdout.isatty():
+            # It takes 30 ms, and a pipe does not need it.
+            from rich.console import Console  # noqa: PLC0415
+            from rich.live import Live  # noqa: PLC0415
+
+            self._live = self._stack.enter_context(
+                Live(console=Console(), auto_refresh=False, transient=True, redirect_stderr=False)
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._stack:
+            self.end_line()
+
+    def add(self, heard: LiveText) -> None:
+        """Add a stretch: final text to the line, tentative text behind it on a terminal."""
+        self._tentative = "" if heard.is_final else heard.text
+        if heard.is_final:
+            if self._text and heard.start_s - self._end_s >= _PAUSE_S:
+                self.end_line()
+            if not self._text:
+                self._start_s = heard.start_s
+            self._text += heard.text
+            self._end_s = heard.end_s
+            if self._text.rstrip().endswith(SENTENCE_ENDS) or len(self._text) >= _LONG:
+                self.end_line()
+        self._show()
+
+    def end_line(self) -> None:
+        """Print the line, if one is begun.
+
+        Raises:
+            OSError: Stdout can't be written.
+        """
+        text, self._text = escape_controls(self._text.strip()), ""
+        if not text:
+            return
+        self._count += 1
+        if self._live is not None:
+            self._show()
+            self._live.console.print(text, markup=False, highlight=False, emoji=False)
+            return
+        line = format_line(self._kind, self._count, self._start_s, self._end_s, text)
+        print_text(line.removesuffix("\n"))
+
+    def _show(self) -> None:
+        """Show the line that is not over, with what may still change, dim."""
+        if self._live is None:
+            return
+        from rich.text import Text  # noqa: PLC0415  see __enter__
+
+        final = escape_controls(self._text.lstrip())
+        dim = escape_controls(self._tentative if final else self._tentative.lstrip())
+        self._live.update(Text.assemble(final, (dim, "dim")), refresh=True)
