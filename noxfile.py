@@ -189,6 +189,16 @@ def gpu(session: nox.Session) -> None:
     session.run("pytest", *options, "--timeout=600", "-p", "no:benchmark", env=ONE_THREAD)
 
 
+@nox.session
+def browser(session: nox.Session) -> None:
+    """Speak into the page of docs/examples in a headless Chromium; needs the group `browser`.
+
+    An argument after -- is where a picture of the page is written.
+    """
+    picture = session.posargs or [str(Path(session.create_tmp(), "live.png"))]
+    session.run("python", "-m", "tests.browser.live_page", *picture)
+
+
 REPORT = Path("metal-report.txt")
 MAC_COMMANDS = [
     "sw_vers",

@@ -1,23 +1,43 @@
-"""The example programs of tests/examples do what their docstrings say."""
+"""The example programs of tests/examples and docs/examples do what their docstrings say."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
+import importlib.util
+import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import mlx.core as mx
+import numpy as np
 import pytest
+from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
 
 import fastwhisper
+from fastwhisper.transcribing.samples import never_cancel, read_blocks
 from tests.examples import fastapi_lifespan, mlx_after, mlx_before
-from tests.helpers.audio import noise, wav_bytes
+from tests.helpers.audio import SAMPLE, SENTENCE, noise, wav_bytes
 from tests.helpers.gates import STAGES, Gate
 from tests.helpers.tiny_models import write_babbler
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 EXAMPLES = Path(__file__).parent / "examples"
+LIVE_EXAMPLES = Path(__file__).parents[1] / "docs/examples"
+WRITE_SAMPLE = """
+import sys
+import numpy as np
+from fastwhisper.transcribing.samples import never_cancel, read_blocks
+samples = np.concatenate(list(read_blocks(sys.argv[1], check=never_cancel)))
+sys.stdout.buffer.write((samples * 32767).astype("<i2").tobytes())
+"""
+"""A program that writes what a microphone would hear."""
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +116,79 @@ def test_an_mlx_whisper_app_changes_one_import(model: Path) -> None:
     before = mlx_before.first_words(str(model), samples)
     assert before.strip()
     assert mlx_after.first_words(str(model), samples) == before
+
+
+def import_example(name: str) -> Any:
+    """Import a program of docs/examples, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, LIVE_EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["trio"])
+async def test_the_trio_app_writes_down_what_a_program_records(
+    tiny_en_ct2: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each sentence with its time; the app ends with the program."""
+    app = import_example("listen_trio")
+    command = [sys.executable, "-c", WRITE_SAMPLE, str(SAMPLE)]
+    sentences = await app.main(command, str(tiny_en_ct2))
+    assert spell(" ".join(sentences)) == spell(SENTENCE)
+    assert capsys.readouterr().out.startswith("   0.0 s Good morning.")
+
+
+@pytest.fixture
+def server(tiny_en_ct2: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
+    """Yield a client of the live server; uvicorn, which runs it elsewhere, is not needed."""
+    monkeypatch.setitem(sys.modules, "uvicorn", SimpleNamespace())
+    app = import_example("live_server").build_app(str(tiny_en_ct2), 8000)
+    with TestClient(app) as client:
+        yield client
+
+
+@pytest.mark.slow
+def test_the_live_server_answers_sound_with_text(server: TestClient) -> None:
+    """The text message at the end makes the rest final; then the server closes."""
+    assert "<title>Live text</title>" in server.get("/").text
+    headers = {"origin": "http://127.0.0.1:8000"}
+    samples = np.concatenate(list(read_blocks(SAMPLE, check=never_cancel)))
+    final = ""
+    with server.websocket_connect("/listen", headers=headers) as page:
+        page.send_bytes((samples * 32767).astype("<i2").tobytes())
+        page.send_text("end")
+        with contextlib.suppress(WebSocketDisconnect):
+            while True:
+                heard = page.receive_json()
+                final += heard["text"] if heard["final"] else ""
+    assert spell(final) == spell(SENTENCE)
+
+
+@pytest.mark.slow
+def test_a_page_that_is_closed_leaves_the_live_server(server: TestClient) -> None:
+    """The next page is served."""
+    headers = {"origin": "http://localhost:8000"}
+    for _ in range(3):
+        with server.websocket_connect("/listen", headers=headers) as page:
+            page.send_bytes(bytes(2000))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("origin", [None, "null", "http://evil.example", "http://127.0.0.1:8001"])
+def test_the_live_server_refuses_other_pages(server: TestClient, origin: str | None) -> None:
+    """Before the connection is accepted."""
+    headers = {} if origin is None else {"origin": origin}
+    with (
+        pytest.raises(WebSocketDisconnect) as caught,
+        server.websocket_connect("/listen", headers=headers),
+    ):
+        pytest.fail("it was accepted")
+    assert caught.value.code == 1008
+
+
+def spell(text: str) -> list[str]:
+    """Return the words of a text without case and punctuation."""
+    return "".join(c for c in text.casefold() if c.isalnum() or c == " ").split()
