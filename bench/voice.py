@@ -23,6 +23,7 @@ from fastwhisper.transcribing.cuts import cut_at_silences
 from fastwhisper.transcribing.samples import load_audio, never_cancel
 from fastwhisper.transcribing.voice import FRAME_SAMPLES, VoiceDetector
 from fastwhisper.whisper.filters import SAMPLE_RATE
+from tests.helpers.audio import make_music
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -175,26 +176,6 @@ def make_room_noise(length: int) -> FloatArray:
     noise /= noise.std()
     noise += 0.5 * np.sin(2 * np.pi * 50 / SAMPLE_RATE * np.arange(block))
     return np.resize(noise.astype(np.float32), length)
-
-
-def make_music(length: int) -> FloatArray:
-    """Make chords of plucked, vibrating tones, a bass and drums. Shape (samples,)."""
-    random = np.random.default_rng(2)
-    beat = SAMPLE_RATE // 2
-    time_s = np.arange(2 * beat) / SAMPLE_RATE
-    out = np.zeros(240 * beat + len(time_s))
-    for index in range(240):
-        start = index * beat
-        root = 110 * 2 ** (random.choice([0, 3, 5, 7]) / 12)
-        for ratio in (0.5, 1, 1.25, 1.5, random.choice([2, 2.25, 2.5, 3])):
-            vibrato = 0.004 * np.sin(2 * np.pi * 5.5 * time_s)
-            phase = 2 * np.pi * root * ratio * (time_s + vibrato / 5.5)
-            for harmonic in range(1, 7):
-                fade = np.exp(-time_s * (1.5 + harmonic / 2))
-                out[start : start + len(time_s)] += fade * np.sin(harmonic * phase) / harmonic
-        drum = random.normal(size=beat // 4) * np.exp(-np.arange(beat // 4) / 600)
-        out[start : start + len(drum)] += drum
-    return np.resize(out.astype(np.float32), length)
 
 
 def detect(samples: FloatArray) -> FloatArray:

@@ -10,7 +10,10 @@ from typing import Final
 import av
 import numpy as np
 
-__all__ = ["SAMPLE", "SAMPLE_RATE", "SENTENCE", "encode", "encode_at", "noise", "tone", "wav_bytes"]
+__all__ = [
+    "SAMPLE", "SAMPLE_RATE", "SENTENCE", "encode", "encode_at", "make_music", "noise", "tone",
+    "wav_bytes",
+]  # fmt: skip
 
 SAMPLE_RATE: Final = 16_000
 """Samples a second of what Whisper hears."""
@@ -34,6 +37,26 @@ def noise(seconds: float) -> np.ndarray:
     """Return noise that swells and fades, the same at each call. Shape (samples,), float32."""
     samples = np.random.default_rng(7).normal(0, 0.1, round(seconds * SAMPLE_RATE))
     return (samples * np.sin(np.arange(len(samples)) / 9000)).astype(np.float32)
+
+
+def make_music(length: int) -> np.ndarray:
+    """Make chords of plucked, vibrating tones, a bass and drums. Shape (samples,), float32."""
+    random = np.random.default_rng(2)
+    beat = SAMPLE_RATE // 2
+    time_s = np.arange(2 * beat) / SAMPLE_RATE
+    out = np.zeros(240 * beat + len(time_s))
+    for index in range(240):
+        start = index * beat
+        root = 110 * 2 ** (random.choice([0, 3, 5, 7]) / 12)
+        for ratio in (0.5, 1, 1.25, 1.5, random.choice([2, 2.25, 2.5, 3])):
+            vibrato = 0.004 * np.sin(2 * np.pi * 5.5 * time_s)
+            phase = 2 * np.pi * root * ratio * (time_s + vibrato / 5.5)
+            for harmonic in range(1, 7):
+                fade = np.exp(-time_s * (1.5 + harmonic / 2))
+                out[start : start + len(time_s)] += fade * np.sin(harmonic * phase) / harmonic
+        drum = random.normal(size=beat // 4) * np.exp(-np.arange(beat // 4) / 600)
+        out[start : start + len(drum)] += drum
+    return np.resize(out.astype(np.float32), length)
 
 
 def encode(

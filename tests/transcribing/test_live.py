@@ -18,7 +18,7 @@ from fastwhisper.transcribing.agreement import Agreement, count_repeats
 from fastwhisper.transcribing.live import LiveDecoder, read_chunk
 from fastwhisper.transcribing.samples import never_cancel, read_blocks
 from fastwhisper.whisper.start import read_settings
-from tests.helpers.audio import SAMPLE, SAMPLE_RATE, SENTENCE, noise, tone
+from tests.helpers.audio import SAMPLE, SAMPLE_RATE, SENTENCE, make_music, noise, tone
 from tests.helpers.tones import silence
 
 if TYPE_CHECKING:
@@ -192,8 +192,15 @@ def test_a_pause_makes_everything_final(model: Whisper) -> None:
 
 @pytest.mark.parametrize(
     "sound",
-    [silence(20), noise(20), 0.001 * noise(20), tone(20), tone(5, hertz=220) + tone(5, hertz=330)],
-    ids=["silence", "noise", "faint noise", "tone", "chord"],
+    [
+        silence(20),
+        noise(20),
+        0.001 * noise(20),
+        tone(20),
+        tone(5, hertz=220) + tone(5, hertz=330),
+        0.1 * make_music(60 * SAMPLE_RATE),
+    ],
+    ids=["silence", "noise", "faint noise", "tone", "chord", "music"],
 )
 def test_what_is_no_speech_has_no_text_and_no_pass(model: Whisper, sound: np.ndarray) -> None:
     """The detector hears nobody."""
