@@ -102,6 +102,10 @@ def run_tests(session: nox.Session, *options: str) -> None:
     session.run("python", "-m", "pytest", *(session.posargs or options), env=ONE_THREAD)
 
 
+FAST = ("-m", "not slow", "-n", "2")
+"""The fast tests in two processes, where no coverage is measured."""
+
+
 @nox.session(python=PYTHONS, venv_backend="uv", reuse_venv=True)
 def python(session: nox.Session) -> None:
     """Run all tests, fast and slow, on another Python: nox -s python-3.12."""
@@ -120,7 +124,7 @@ def newest(session: nox.Session) -> None:
             silent=True, log=False, external=True, success_codes=range(256),
         )  # fmt: skip
         if Path(str(found).strip()).is_file():
-            session.notify(f"python-{version}", ["-m", "not slow"])
+            session.notify(f"python-{version}", FAST)
             return
     session.skip(f"none of {', '.join(newer) or 'the newer Pythons'} is here")
 
@@ -139,7 +143,7 @@ def lowest(session: nox.Session) -> None:
         f"--editable=.[{','.join(extras)}]",
     )  # fmt: skip
     session.run("uv", "pip", "list")
-    run_tests(session, "-m", "not slow")
+    run_tests(session, *FAST)
 
 
 @nox.session(name="no-trio", venv_backend="uv", reuse_venv=True)
@@ -150,7 +154,7 @@ def no_trio(session: nox.Session) -> None:
     session.run("python", "-c", missing)
     across_rooms = [str(path) for path in sorted(Path("tests").glob("test_*.py"))]
     loops = ("tests/cli", "tests/engine", "tests/loading", *across_rooms)
-    run_tests(session, "-m", "not slow", "-k", "not trio", *loops)
+    run_tests(session, *FAST, "-k", "not trio", *loops)
 
 
 @nox.session(venv_backend="uv", venv_params=["--seed"])
@@ -180,7 +184,7 @@ def package(session: nox.Session) -> None:
 
 @nox.session
 def gpu(session: nox.Session) -> None:
-    """Run the fast tests on an NVIDIA GPU: 2 minutes in 12 processes; needs the group `gpu`.
+    """Run the fast tests on an NVIDIA GPU: 2 minutes in 12 processes.
 
     Kernels that the machine never compiled take up to 90 s each: the first run takes 10 minutes.
     """

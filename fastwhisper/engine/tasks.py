@@ -63,6 +63,9 @@ async def side_by_side(*jobs: Callable[[], Coroutine[Any, Any, None]]) -> None:
 @uninterrupted
 async def _run(job: Callable[[], Coroutine[Any, Any, None]]) -> None:
     # The first frame of a task decides whether trio interrupts it, also in the frames it calls.
+    # No job begins before all tasks have: the interpreter may leave a loop in a daemon thread at
+    # any time, and would complain of a coroutine that never began.
+    await anyio.lowlevel.cancel_shielded_checkpoint()
     await job()
 
 

@@ -173,7 +173,9 @@ class LiveDecoder:
         """
         if not self._has_speech():
             return bool(self._agreement.tail) or bool(self._shown)
-        return self._is_over(is_last=is_last) or self.end - self._heard >= self._min_samples
+        # The first words are shown sooner.
+        least = self._min_samples if self._agreement.tail else self._min_samples // 2
+        return self._is_over(is_last=is_last) or self.end - self._heard >= least
 
     def decode(self, *, is_last: bool) -> list[LiveText]:
         """Run a pass if it is due.
