@@ -48,13 +48,9 @@ _MAX_SAMPLES: Final = 30 * SAMPLE_RATE
 """The most sound of a pass: a window of Whisper."""
 
 _SPEECH: Final = 0.5
-"""From this probability on, a frame begins or continues speech."""
-
 _FAINT_SPEECH: Final = 0.35
-"""From this probability on, a frame continues speech."""
-
 _FIRST_SPEECH: Final = 0.15
-"""From this probability on, a frame may be the begin of speech: it is kept."""
+"""From these probabilities on, a frame is speech; continues it; may be its begin, and is kept."""
 
 _SPOKEN_FRAMES: Final = 4
 """Frames of speech, 0.13 s, without which nothing was said."""
