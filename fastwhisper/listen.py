@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, cast
 
 import anyio
@@ -11,6 +12,7 @@ import anyio.lowlevel
 from fastwhisper.engine import tasks, threads
 from fastwhisper.engine.threads import Lane
 from fastwhisper.errors import AudioError, SessionClosedError
+from fastwhisper.values import Closed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterator
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LiveStream"]
 
-_AHEAD_SAMPLES: Final = 30 * 16_000
+_SAMPLE_RATE: Final = 16_000
+_AHEAD_SAMPLES: Final = 30 * _SAMPLE_RATE
 """Samples that are taken ahead. Then `chunks` is not asked until a pass has taken some."""
 
 
@@ -55,6 +58,7 @@ class LiveStream:
         self._pause_s = pause_s
         self._options = options
         self._decoder: LiveDecoder | None = None
+        self._counts = (0, 0)
         self._texts: deque[LiveText] = deque()
         self._sound: deque[SoundChunk] = deque()
         self._came_samples = 0
@@ -72,12 +76,17 @@ class LiveStream:
     @property
     def passes(self) -> int:
         """Passes over the sound that were run."""
-        return self._decoder.passes if self._decoder else 0
+        return self._decoder.passes if self._decoder else self._counts[0]
 
     @property
     def dropped_passes(self) -> int:
         """Tentative passes that were due and not run, because the machine was too slow."""
-        return self._decoder.dropped_passes if self._decoder else 0
+        return self._decoder.dropped_passes if self._decoder else self._counts[1]
+
+    @property
+    def _waiting_samples(self) -> int:
+        """Samples that were taken ahead, and no pass has."""
+        return self._came_samples - self._took_samples
 
     def __aiter__(self) -> Self:
         return self
@@ -91,7 +100,8 @@ class LiveStream:
             await anyio.lowlevel.checkpoint()
             while not self._texts:
                 if self._is_done:
-                    raise StopAsyncIteration
+                    failure, self._failure = self._failure, None
+                    raise failure or StopAsyncIteration
                 await self._go_on()
             return self._texts.popleft()
 
@@ -113,6 +123,7 @@ class LiveStream:
         """Wait until nothing runs any more, and drop the model."""
         if self._reader is not None:
             await self._reader.wait()
+        self._counts = (self.passes, self.dropped_passes)
         self._decoder = None
 
     def _stop_reading(self) -> None:
@@ -129,10 +140,12 @@ class LiveStream:
                 for piece in self._split(chunk):
                     self._sound.append(piece)
                     self._came_samples += len(piece) // _width(piece)
-                    self._changed.set()
-                    while self._came_samples - self._took_samples >= _AHEAD_SAMPLES:
-                        self._taken = anyio.Event()
-                        await self._taken.wait()
+                self._changed.set()
+                while self._waiting_samples >= _AHEAD_SAMPLES and not self._has_ended:
+                    self._taken = anyio.Event()
+                    await self._taken.wait()
+                if self._has_ended:
+                    break  # a chunk was no sound
         except Exception as error:  # noqa: BLE001  raised by `_go_on`
             self._failure = error
         finally:
@@ -167,25 +180,25 @@ class LiveStream:
 
     async def _go_on(self) -> None:
         """Take sound, or run a pass, or wait for sound."""
-        if self._is_closed:
+        if self._is_closed or isinstance(self._load.readiness.state, Closed):
             raise SessionClosedError(self._load.model_name)
         if self._reader is None and not self._has_ended:
             self._reader = tasks.BackgroundTask(self._read, name="listen")
-        await self._load.readiness.wait(None)
-        if self._decoder is None:
-            self._decoder = await self._run(self._open, Lane.READ)
+        try:
+            await self._load.readiness.wait(None)
+            if self._decoder is None:
+                self._decoder = await self._run(self._open, Lane.READ)
+        except Exception:
+            self._stop_reading()
+            raise
         self._changed = anyio.Event()
         is_due = await self._run(self._take, Lane.READ)
-        self._taken.set()
         if self._failure is not None:
             self._stop_reading()
+        self._taken.set()
         if is_due:
             await self._run(self._decode, Lane.COMPUTE)
-        elif self._is_done:
-            failure, self._failure = self._failure, None
-            if failure is not None:
-                raise failure
-        elif not self._sound and not self._has_ended and not self._is_closed:
+        elif not (self._sound or self._has_ended or self._is_closed):
             await self._changed.wait()
 
     def _open(self) -> LiveDecoder:
@@ -209,7 +222,7 @@ class LiveStream:
 
         What is taken is kept at once, so a cancel just after it loses nothing.
         """
-        from fastwhisper.transcribing.live import read_chunk  # noqa: PLC0415  see _open
+        from fastwhisper.transcribing.samples import read_chunk  # noqa: PLC0415  see _open
 
         decoder = cast("LiveDecoder", self._decoder)
         while self._sound and (room := decoder.room) > 0:
@@ -230,7 +243,9 @@ class LiveStream:
 
     def _decode(self) -> None:
         decoder = cast("LiveDecoder", self._decoder)
-        self._texts += decoder.decode(is_last=self._has_ended and not self._sound)
+        texts = decoder.decode(is_last=self._has_ended and not self._sound)
+        waiting_s = self._waiting_samples / _SAMPLE_RATE
+        self._texts += [replace(text, backlog_s=text.backlog_s + waiting_s) for text in texts]
 
 
 def _width(piece: SoundChunk) -> int:

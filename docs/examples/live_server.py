@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 from fastapi import FastAPI, WebSocket
 from fastapi.responses import FileResponse
-from starlette.websockets import WebSocketDisconnect
+from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 import fastwhisper
 
@@ -52,11 +52,14 @@ def build_app(model: str, port: int) -> FastAPI:
             return
         await socket.accept()
         session: fastwhisper.Session = socket.app.state.session
-        with contextlib.suppress(WebSocketDisconnect):  # the page was closed
+        with contextlib.suppress(WebSocketDisconnect):  # the page was closed meanwhile
             async with contextlib.aclosing(session.listen(receive(socket))) as stream:
                 async for heard in stream:
+                    if socket.client_state is not WebSocketState.CONNECTED:
+                        return  # the page was closed: nobody reads the rest
                     await socket.send_json({"text": heard.text, "final": heard.is_final})
-            await socket.close()
+            if socket.client_state is WebSocketState.CONNECTED:
+                await socket.close()
 
     app = FastAPI(lifespan=lifespan)
     app.add_api_route("/", show_page, response_class=FileResponse)

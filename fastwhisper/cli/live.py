@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Self
 import anyio
 
 from fastwhisper.cli.sound import STDIN
-from fastwhisper.cli.streams import escape_controls, print_text
+from fastwhisper.cli.streams import escape_controls, make_printable, print_text
 from fastwhisper.cli.writers import format_line
 from fastwhisper.transcribing.agreement import SENTENCE_ENDS
 
@@ -131,7 +131,9 @@ class LinePrinter:
         self._count += 1
         if self._live is not None:
             self._show()
-            self._live.console.print(text, markup=False, highlight=False, emoji=False)
+            self._live.console.print(
+                make_printable(text), markup=False, highlight=False, emoji=False
+            )
             return
         line = format_line(self._kind, self._count, self._start_s, self._end_s, text)
         print_text(line.removesuffix("\n"))
@@ -144,4 +146,5 @@ class LinePrinter:
 
         final = escape_controls(self._text.lstrip())
         dim = escape_controls(self._tentative if final else self._tentative.lstrip())
-        self._live.update(Text.assemble(final, (dim, "dim")), refresh=True)
+        shown = Text.assemble(make_printable(final), (make_printable(dim), "dim"))
+        self._live.update(shown, refresh=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -103,7 +103,7 @@ async def _record(device: str | None) -> AsyncGenerator[AsyncIterable[bytes]]:
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             pass  # nobody listens any more
 
-    with send, receive:
+    with send, receive, ExitStack() as stack:
         try:
             # It calls from a thread of its own, whose end the event loop waits for.
             stream = sounddevice.RawInputStream(
@@ -113,8 +113,9 @@ async def _record(device: str | None) -> AsyncGenerator[AsyncIterable[bytes]]:
                 dtype="int16",
                 device=int(device) if device and device.isdecimal() else device,
                 callback=lambda block, *_: post(partial(put, bytes(block))),
+                finished_callback=lambda: post(send.close),  # also where it is pulled out
             )
+            stack.enter_context(stream)
         except (sounddevice.PortAudioError, ValueError) as error:  # ValueError: no such name
             raise AudioError("microphone", f"{error}; fastwhisper listen - reads stdin") from error
-        with stream:
-            yield receive
+        yield receive

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "TextPrinter",
     "escape_controls",
+    "make_printable",
     "open_bars",
     "print_note",
     "print_text",
@@ -83,15 +84,20 @@ def print_text(text: str) -> None:
         BrokenPipeError: The reader has left.
         OSError: Stdout can't be written.
     """
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    errors = getattr(sys.stdout, "errors", None) or "strict"
-    errors = "replace" if errors == "strict" else errors
     try:
-        print(text.encode(encoding, errors).decode(encoding, errors), flush=True)
+        print(make_printable(text), flush=True)
     except BrokenPipeError:
         raise
     except OSError as error:
         raise OSError(f"can't write to stdout: {error.strerror or error}") from error
+
+
+def make_printable(text: str) -> str:
+    """Return a text without what the encoding of stdout does not have."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    errors = getattr(sys.stdout, "errors", None) or "strict"
+    errors = "replace" if errors == "strict" else errors
+    return text.encode(encoding, errors).decode(encoding, errors)
 
 
 class TextPrinter:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from dataclasses import replace
 from itertools import takewhile
 from typing import TYPE_CHECKING, Final
 
@@ -73,10 +74,14 @@ class Agreement:
 
     def accept(self, count: int) -> list[Word]:
         """Make the first words of the tail final, and return them."""
-        accepted, self._tail = self._tail[:count], self._tail[count:]
-        if accepted:
-            self._final.extend(accepted)
-            self.end_s = max(self.end_s, accepted[-1].end_s)
+        accepted: list[Word] = []
+        for word in self._tail[:count]:
+            # A word is heard where the one before it ended, whatever its pass says.
+            start_s = max(word.start_s, self.end_s)
+            self.end_s = max(word.end_s, start_s)
+            accepted.append(replace(word, start_s=start_s, end_s=self.end_s))
+        self._tail = self._tail[count:]
+        self._final.extend(accepted)
         return accepted
 
     def _drop_final(self, words: Sequence[Word], begin_s: float) -> list[Word]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -24,7 +24,6 @@ from fastwhisper.transcribing.agreement import (
     split_sentences,
 )
 from fastwhisper.transcribing.mel import FRAMES_PER_SECOND, WINDOW_FRAMES, compute_blocks_mel
-from fastwhisper.transcribing.samples import to_samples
 from fastwhisper.transcribing.voice import FRAME_SAMPLES, VoiceDetector
 from fastwhisper.transcribing.window_decoder import WindowDecoder, WindowRef
 from fastwhisper.transcribing.words import Draft, WindowBounds, add_words
@@ -41,9 +40,8 @@ if TYPE_CHECKING:
     from fastwhisper.whisper.network import Whisper
     from fastwhisper.whisper.options import DecodeSettings
 
-__all__ = ["LiveDecoder", "read_chunk"]
+__all__ = ["LiveDecoder"]
 
-_FULL_SCALE: Final = 1 << 15
 _MAX_SAMPLES: Final = 30 * SAMPLE_RATE
 """The most sound of a pass: a window of Whisper."""
 
@@ -119,8 +117,10 @@ class LiveDecoder:
         self._decoder = self._new_decoder()
         self._settings = settings
         self._is_language_settled = False
+        self._first = 1 << 62  # sample of the first pass
         self._min_samples = round(min_chunk_s * SAMPLE_RATE)
         self._pause_samples = round(pause_s * SAMPLE_RATE)
+        self._speech_end = self._done = 0  # of the stream; of what is over, with or without text
         self._voice = VoiceDetector()
         self._levels: deque[float] = deque([0.0], maxlen=_LEVEL_SECONDS)
         self._level_samples = 0
@@ -156,9 +156,14 @@ class LiveDecoder:
             samples: Mono samples at 16 kHz, nominally in [-1, 1]. Shape (samples,), float32; at
                 most `room`.
         """
+        if not len(samples):
+            return
         probabilities = self._voice.push(samples * self._measure_gain(samples))
         self._samples = np.concatenate([self._samples, samples])
         self._probabilities = np.concatenate([self._probabilities, probabilities])
+        spoken = np.flatnonzero(self._probabilities >= _FAINT_SPEECH)
+        if len(spoken):
+            self._speech_end = self._start + (int(spoken[-1]) + 1) * FRAME_SAMPLES
         self._drop_silence()
 
     def is_due(self, *, is_last: bool) -> bool:
@@ -167,11 +172,13 @@ class LiveDecoder:
         Args:
             is_last: Whether nothing follows.
         """
-        if not self._has_speech():
-            return bool(self._agreement.tail) or bool(self._shown)
+        tail, has_speech = bool(self._agreement.tail), self._has_speech()
+        if self._is_pause(is_last=is_last) or self.room <= 0:
+            is_unheard = has_speech and not self._is_heard()
+            return tail or bool(self._shown) or is_unheard or self.room <= 0
         # The first words are shown sooner.
-        least = self._min_samples if self._agreement.tail else self._min_samples // 2
-        return self._is_over(is_last=is_last) or self.end - self._heard >= least
+        least = self._min_samples if tail else self._min_samples // 2
+        return has_speech and self.end - self._heard >= least
 
     def decode(self, *, is_last: bool) -> list[LiveText]:
         """Run a pass if it is due.
@@ -184,19 +191,22 @@ class LiveDecoder:
         """
         if not self.is_due(is_last=is_last):
             return []
-        is_over = self._is_over(is_last=is_last)
+        is_pause = self._is_pause(is_last=is_last)
+        is_over = is_pause or self.room <= 0
         final: list[Word] = []
         if self._has_speech() and not (is_over and self._is_heard()):
             begin_s = self._start / SAMPLE_RATE
             words = self._run_pass(is_over=is_over)
-            self.dropped_passes += max(0, self.backlog // max(self._min_samples, 1) - 1)
+            self.dropped_passes += max(0, self._count_unheard() // max(self._min_samples, 1) - 1)
             self.passes += 1
             self._heard = self.end
             if words is not None:
                 sure_s = self.end / SAMPLE_RATE - _UNSURE_S
                 final += self._agreement.add(words, begin_s=begin_s, sure_s=sure_s)
-        if is_over or not self._has_speech():
-            final += self._agreement.accept(self._count_over(is_last=is_last))
+        if is_over:
+            final += self._agreement.accept(self._count_over(is_pause=is_pause))
+        if is_pause:
+            self._done = self._speech_end
         self._known += final
         self._cut(is_last=is_last)
         return self._say(final)
@@ -205,8 +215,9 @@ class LiveDecoder:
 
     def _measure_gain(self, samples: FloatArray) -> float:
         """Return the factor by which the detector hears sound louder."""
-        frames = samples[: len(samples) // FRAME_SAMPLES * FRAME_SAMPLES].reshape(-1, FRAME_SAMPLES)
-        loudest = float(np.sqrt(np.square(frames).mean(axis=1)).max()) if len(frames) else 0.0
+        size = min(len(samples), FRAME_SAMPLES)  # a chunk may be shorter than a frame
+        frames = samples[: len(samples) // size * size].reshape(-1, size)
+        loudest = float(np.sqrt(np.square(frames).mean(axis=1)).max())
         self._levels[-1] = max(self._levels[-1], loudest)
         self._level_samples += len(samples)
         while self._level_samples >= SAMPLE_RATE:
@@ -216,26 +227,25 @@ class LiveDecoder:
 
     def _find_speech(self, least: float) -> np.ndarray:
         """Return the frames of the buffer that are speech and not final."""
-        first = int((self._agreement.end_s * SAMPLE_RATE - self._start) // FRAME_SAMPLES) + 1
+        done = max(round(self._agreement.end_s * SAMPLE_RATE), self._done)
         frames = np.flatnonzero(self._probabilities >= least)
-        return frames[frames >= first] if self._agreement.end_s else frames
+        return frames[self._start + frames * FRAME_SAMPLES >= done]
 
     def _has_speech(self) -> bool:
         return len(self._find_speech(_SPEECH)) >= _SPOKEN_FRAMES
 
-    def _find_speech_end(self) -> int:
-        """Return the samples of the stream before the end of the last speech."""
-        frames = self._find_speech(_FAINT_SPEECH)
-        return self._start + (int(frames[-1]) + 1) * FRAME_SAMPLES if len(frames) else self._start
+    def _count_unheard(self) -> int:
+        """Return the samples of speech that were in no pass."""
+        frames = self._start + self._find_speech(_SPEECH) * FRAME_SAMPLES
+        return int(np.count_nonzero(frames >= self._heard)) * FRAME_SAMPLES
 
     def _is_heard(self) -> bool:
         """Return whether the last pass had all speech."""
-        return self._heard >= self._find_speech_end() + _MARGIN_SAMPLES // 2
+        return self._heard >= self._speech_end + _MARGIN_SAMPLES // 2
 
-    def _is_over(self, *, is_last: bool) -> bool:
-        """Return whether the speech ends, or has no room."""
-        pause = self.end - self._find_speech_end()
-        return is_last or pause >= self._pause_samples or self.room <= 0
+    def _is_pause(self, *, is_last: bool) -> bool:
+        """Return whether nobody speaks any more."""
+        return is_last or self.end - self._speech_end >= self._pause_samples
 
     # Passes
 
@@ -243,13 +253,14 @@ class LiveDecoder:
         """Decode the buffer; None if the text of the pass before is to be kept."""
         end = len(self._samples)
         if is_over:  # a long silence at the end invites inventions
-            end = min(end, self._find_speech_end() + _MARGIN_SAMPLES - self._start)
+            end = min(end, self._speech_end + _MARGIN_SAMPLES - self._start)
         n_mels = self._decoder.model.dims.n_mels
         mel = compute_blocks_mel(iter([self._samples[:end]]), n_mels=n_mels)
         if not self._is_language_settled:
             self._decoder = self._new_decoder()
             self._decoder.begin(mel)
-            self._is_language_settled = end >= _SETTLED_S * SAMPLE_RATE
+            self._first = min(self._first, self._start)
+            self._is_language_settled = self.end - self._first >= _SETTLED_S * SAMPLE_RATE
         decoder = self._decoder
         frames = min(mel.content_frames, WINDOW_FRAMES)
         if not frames:
@@ -308,10 +319,10 @@ class LiveDecoder:
         text = "".join(words)[-_KNOWN_CHARACTERS:] or self._settings.initial_prompt
         return self._decoder.encode_prompt(text) if text else []
 
-    def _count_over(self, *, is_last: bool) -> int:
+    def _count_over(self, *, is_pause: bool) -> int:
         """Return how many words of the tail become final where speech ends or has no room."""
         tail = self._agreement.tail
-        if is_last or self.room > 0:
+        if is_pause:
             return len(tail)
         # The speech goes on: up to the end of a sentence, or without the last words.
         ends = [n for n, word in enumerate(tail, 1) if ends_sentence(word)]
@@ -339,6 +350,8 @@ class LiveDecoder:
 
     def _drop_silence(self) -> None:
         """Drop what is before the next speech, but for a margin."""
+        if self._is_pause(is_last=False) and self._is_heard() and not self._agreement.tail:
+            self._done = self._speech_end  # a cough: no pass found words in it
         if self._has_speech():
             frames = self._find_speech(_FIRST_SPEECH)
             # A sentence that is not over is heard better from its begin, though that is final.
@@ -374,28 +387,8 @@ class LiveDecoder:
     def _build(self, words: Sequence[Word], *, is_final: bool) -> LiveText:
         return LiveText(
             text="".join(word.word for word in words),
-            start_s=words[0].start_s,
+            start_s=words[0].start_s if is_final else max(words[0].start_s, self._agreement.end_s),
             end_s=words[-1].end_s,
             is_final=is_final,
             backlog_s=self.backlog / SAMPLE_RATE,
         )
-
-
-def read_chunk(chunk: object) -> FloatArray:
-    """Check a chunk of sound, and convert it to samples.
-
-    Args:
-        chunk: Bytes of 16-bit little-endian integers, or mono samples at 16 kHz: shape (samples,),
-            float32, NumPy or MLX.
-
-    Returns:
-        Shape (samples,), float32.
-
-    Raises:
-        AudioError: It is something else; the message says what.
-    """
-    if isinstance(chunk, bytes):
-        samples: FloatArray = np.frombuffer(chunk, "<i2").astype(np.float32)
-        samples /= _FULL_SCALE
-        return samples
-    return to_samples(cast("np.ndarray", chunk))

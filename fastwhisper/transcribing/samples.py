@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     FloatArray: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
     AudioSource: TypeAlias = MediaSource | np.ndarray | mx.array
 
-__all__ = ["load_audio", "never_cancel", "read_blocks", "to_samples"]
+__all__ = ["load_audio", "never_cancel", "read_blocks", "read_chunk", "to_samples"]
 
 _BLOCK_SAMPLES: Final = 30 * SAMPLE_RATE
 
@@ -173,3 +173,23 @@ def _from_mlx(source: object) -> np.ndarray:
 def _name(array: np.ndarray | mx.array) -> str:
     """Return the name of an array for messages."""
     return f"array of shape {array.shape}"
+
+
+def read_chunk(chunk: object) -> FloatArray:
+    """Check a chunk of sound, and convert it to samples.
+
+    Args:
+        chunk: Bytes of 16-bit little-endian integers, or mono samples at 16 kHz: shape (samples,),
+            float32, NumPy or MLX.
+
+    Returns:
+        Shape (samples,), float32.
+
+    Raises:
+        AudioError: It is something else; the message says what.
+    """
+    if isinstance(chunk, bytes):
+        samples: FloatArray = np.frombuffer(chunk, "<i2").astype(np.float32)
+        samples /= _FULL_SCALE
+        return samples
+    return to_samples(cast("np.ndarray", chunk))
