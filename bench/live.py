@@ -28,7 +28,6 @@ import numpy as np
 from whisper_normalizer.english import EnglishTextNormalizer
 
 import fastwhisper
-from fastwhisper.transcribing.live import LiveDecoder
 from fastwhisper.transcribing.samples import load_audio, never_cancel, read_blocks
 
 if TYPE_CHECKING:
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
 
     from fastwhisper import Word
     from fastwhisper.listen import LiveStream
+    from fastwhisper.transcribing.live import LiveDecoder
 
 _RATE: Final = 16_000
 _CHUNK: Final = _RATE // 10
@@ -171,6 +171,9 @@ async def listen(
 @contextmanager
 def time_passes(pass_s: list[float]) -> Iterator[None]:
     """Add the time of each pass of the block to a list."""
+    # MLX with it: fastwhisper chooses the BLAS only if it imports MLX first.
+    from fastwhisper.transcribing.live import LiveDecoder  # noqa: PLC0415
+
     run_pass = LiveDecoder._run_pass  # noqa: SLF001
 
     def timed(decoder: LiveDecoder, *, is_over: bool) -> list[Word] | None:
