@@ -21,7 +21,7 @@ from starlette.websockets import WebSocketDisconnect
 import fastwhisper
 from fastwhisper.transcribing.samples import never_cancel, read_blocks
 from tests.examples import fastapi_lifespan, mlx_after, mlx_before
-from tests.helpers.audio import SAMPLE, SENTENCE, noise, wav_bytes
+from tests.helpers.audio import SAMPLE, SENTENCE, noise, spell, to_bytes, wav_bytes
 from tests.helpers.gates import STAGES, Gate
 from tests.helpers.tiny_models import write_babbler
 
@@ -158,7 +158,7 @@ def test_the_live_server_answers_sound_with_text(server: TestClient) -> None:
     samples = np.concatenate(list(read_blocks(SAMPLE, check=never_cancel)))
     final = ""
     with server.websocket_connect("/listen", headers=headers) as page:
-        page.send_bytes((samples * 32767).astype("<i2").tobytes())
+        page.send_bytes(to_bytes(samples))
         page.send_text("end")
         with contextlib.suppress(WebSocketDisconnect):
             while True:
@@ -187,8 +187,3 @@ def test_the_live_server_refuses_other_pages(server: TestClient, origin: str | N
     ):
         pytest.fail("it was accepted")
     assert caught.value.code == 1008
-
-
-def spell(text: str) -> list[str]:
-    """Return the words of a text without case and punctuation."""
-    return "".join(c for c in text.casefold() if c.isalnum() or c == " ").split()

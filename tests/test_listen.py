@@ -14,7 +14,7 @@ import pytest
 import fastwhisper
 from fastwhisper import AudioError, LiveText, SessionClosedError
 from fastwhisper.transcribing.samples import never_cancel, read_blocks
-from tests.helpers.audio import SAMPLE, SAMPLE_RATE, SENTENCE
+from tests.helpers.audio import SAMPLE, SAMPLE_RATE, SENTENCE, spell
 from tests.helpers.tones import silence
 
 if TYPE_CHECKING:
@@ -66,11 +66,6 @@ async def endless(chunks: list[Any]) -> AsyncGenerator[Any]:
 def split(sound: np.ndarray, size: int = SAMPLE_RATE // 10) -> list[np.ndarray]:
     """Split samples into chunks."""
     return [sound[start : start + size] for start in range(0, len(sound), size)]
-
-
-def spell(text: str) -> list[str]:
-    """Return the words of a text without case and punctuation."""
-    return "".join(c for c in text.casefold() if c.isalnum() or c == " ").split()
 
 
 def final_words(found: list[LiveText]) -> list[str]:

@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 import wave
 from contextlib import contextmanager
@@ -23,7 +22,8 @@ import numpy as np
 from playwright.sync_api import Page, expect, sync_playwright
 
 from fastwhisper.transcribing.samples import never_cancel, read_blocks
-from tests.helpers.audio import SAMPLE, SAMPLE_RATE, SENTENCE
+from tests.helpers.audio import SAMPLE, SAMPLE_RATE, SENTENCE, spell, to_bytes
+from tests.helpers.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,19 +84,20 @@ def serve() -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     with subprocess.Popen([sys.executable, SERVER, "tiny.en", str(port)]) as server:
         try:
-            end_s = time.monotonic() + TIMEOUT_S
-            while True:
-                try:
-                    with urllib.request.urlopen(url):
-                        break
-                except OSError:
-                    if server.poll() is not None or time.monotonic() > end_s:
-                        raise
-                    time.sleep(0.1)
+            wait_until(lambda: server.poll() is not None or answers(url))
             yield url
         finally:
             server.terminate()
     assert server.returncode in {0, -signal.SIGTERM}, server.returncode
+
+
+def answers(url: str) -> bool:
+    """Return whether the server is there."""
+    try:
+        with urllib.request.urlopen(url):
+            return True
+    except OSError:
+        return False
 
 
 def write_recording(path: Path) -> None:
@@ -106,12 +107,7 @@ def write_recording(path: Path) -> None:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(SAMPLE_RATE)
-        file.writeframes((samples * 32767).astype("<i2").tobytes())
-
-
-def spell(text: str) -> list[str]:
-    """Return the words of a text without case and punctuation."""
-    return "".join(c for c in text.casefold() if c.isalnum() or c == " ").split()
+        file.writeframes(to_bytes(samples))
 
 
 if __name__ == "__main__":

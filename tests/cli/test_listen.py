@@ -21,7 +21,7 @@ import pytest
 from fastwhisper.cli.live import LinePrinter
 from fastwhisper.transcribing.samples import never_cancel, read_blocks
 from fastwhisper.values import LiveText
-from tests.helpers.audio import SAMPLE, SAMPLE_RATE, SENTENCE
+from tests.helpers.audio import SAMPLE, SAMPLE_RATE, SENTENCE, spell, to_bytes
 from tests.helpers.command import run_command as run
 from tests.helpers.tones import silence
 from tests.helpers.waiting import wait_until
@@ -37,7 +37,7 @@ COMMAND = [sys.executable, "-m", "fastwhisper", "listen"]
 def sound() -> bytes:
     """Return the recorded sentences as the command takes them."""
     samples = np.concatenate([*read_blocks(SAMPLE, check=never_cancel), silence(0.5)])
-    return (samples * 32767).astype("<i2").tobytes()
+    return to_bytes(samples)
 
 
 @contextmanager
@@ -56,11 +56,6 @@ def piped(monkeypatch: pytest.MonkeyPatch, data: bytes, *, piece: int = 3201) ->
         thread.start()
         yield
     thread.join()
-
-
-def spell(text: str) -> list[str]:
-    """Return the words of a text without case and punctuation."""
-    return "".join(c for c in text.casefold() if c.isalnum() or c.isspace()).split()
 
 
 # Sound

@@ -11,8 +11,8 @@ import av
 import numpy as np
 
 __all__ = [
-    "SAMPLE", "SAMPLE_RATE", "SENTENCE", "encode", "encode_at", "make_music", "noise", "tone",
-    "wav_bytes",
+    "SAMPLE", "SAMPLE_RATE", "SENTENCE", "encode", "encode_at", "make_music", "noise", "spell",
+    "to_bytes", "tone", "wav_bytes",
 ]  # fmt: skip
 
 SAMPLE_RATE: Final = 16_000
@@ -25,6 +25,16 @@ SENTENCE: Final = (
     "Good morning. Today we will talk about the weather. "
     "It is going to rain in the north and the sun will shine in the south."
 )
+
+
+def spell(text: str) -> list[str]:
+    """Return the words of a text without case and punctuation."""
+    return "".join(c for c in text.casefold() if c.isalnum() or c.isspace()).split()
+
+
+def to_bytes(samples: np.ndarray) -> bytes:
+    """Return samples in [-1, 1] as 16-bit little-endian integers."""
+    return (samples * 32767).astype("<i2").tobytes()
 
 
 def tone(seconds: float, *, rate: int = SAMPLE_RATE, hertz: float = 440.0) -> np.ndarray:

@@ -17,7 +17,7 @@ from fastwhisper.transcribing.agreement import Agreement, count_repeats
 from fastwhisper.transcribing.live import LiveDecoder
 from fastwhisper.transcribing.samples import never_cancel, read_blocks, read_chunk
 from fastwhisper.whisper.start import read_settings
-from tests.helpers.audio import SAMPLE, SAMPLE_RATE, SENTENCE, make_music, noise, tone
+from tests.helpers.audio import SAMPLE, SAMPLE_RATE, SENTENCE, make_music, noise, spell, tone
 from tests.helpers.tones import silence
 
 if TYPE_CHECKING:
@@ -153,11 +153,6 @@ def feed(
 def read_sample() -> np.ndarray:
     """Read the recorded sentences. Shape (samples,), float32."""
     return np.concatenate(list(read_blocks(SAMPLE, check=never_cancel)))
-
-
-def spell(text: str) -> list[str]:
-    """Return the words of a text without case and punctuation."""
-    return "".join(c for c in text.casefold() if c.isalnum() or c == " ").split()
 
 
 def test_recorded_speech_becomes_its_text(model: Whisper) -> None:
