@@ -103,7 +103,7 @@ def run_terminal(
         stdin=subprocess.PIPE,
         stdout=its_end if stdout is None else stdout,
         stderr=its_end,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "200"},
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "1000"},  # no path is wrapped
     ) as process:
         os.close(its_end)
         assert process.stdin is not None
