@@ -17,7 +17,6 @@ import pytest
 import fastwhisper
 from fastwhisper import AudioError, SessionClosedError, TranscribeProgress
 from fastwhisper.engine import tasks, threads
-from fastwhisper.loading.compute import find_device
 from fastwhisper.transcribing import cuts, parts
 from fastwhisper.transcribing.mel import MelAudio
 from fastwhisper.transcribing.window_decoder import WindowDecoder
@@ -233,13 +232,11 @@ async def test_cancelled_anywhere_nothing_is_lost(
             so_far = stream.so_far
             assert so_far is not None
             assert repr(tuple(segments)) == repr(so_far.segments)
-            assert repr(round_on_gpu(so_far)) == repr(round_on_gpu(expected))
+            assert repr(round_sums(so_far)) == repr(round_sums(expected))
 
 
-def round_on_gpu(result: Transcription) -> Transcription:
-    """Round what the neighbours in a batch change on a GPU, which adds in another order."""
-    if find_device() == "cpu":
-        return result
+def round_sums(result: Transcription) -> Transcription:
+    """Round what the size of a batch changes: a product of more rows may add in another order."""
     segments = (
         replace(
             segment,
