@@ -33,6 +33,9 @@ _SAMPLE_RATE: Final = 16_000
 _AHEAD_SAMPLES: Final = 30 * _SAMPLE_RATE
 """Samples that are taken ahead. Then `chunks` is not asked until a pass has taken some."""
 
+_BYTES: Final = ("B", "b", "c", "h", "<h")
+"""Formats of memory that holds bytes, or integers of 16 bits."""
+
 
 class LiveStream:
     """What is said, as it comes in. `Session.listen` makes it.
@@ -68,8 +71,8 @@ class LiveStream:
         self._taken = anyio.Event()
         self._reader: tasks.BackgroundTask | None = None
         self._has_ended = False
-        self._failure: Exception | None = None
-        self._is_done = False
+        self._failure: BaseException | None = None
+        self._is_done = self._is_stopped = False
         self._is_closed = False
         self._guard = anyio.ResourceGuard("waiting for")
 
@@ -108,7 +111,7 @@ class LiveStream:
     async def aclose(self) -> None:
         """Stop to take sound. What came before becomes final: the next `anext` returns it."""
         self._stop_reading()
-        if self._reader is not None:
+        if self._reader is not None and not self._reader.is_current():  # `chunks` may call it
             with anyio.CancelScope(shield=True):
                 await self._reader.wait()
         self._has_ended = True
@@ -127,6 +130,7 @@ class LiveStream:
         self._decoder = None
 
     def _stop_reading(self) -> None:
+        self._is_stopped = True
         if self._reader is not None:
             self._reader.cancel()
         self._changed.set()
@@ -137,6 +141,8 @@ class LiveStream:
         try:
             chunks = aiter(self._chunks)
             async for chunk in chunks:
+                if self._is_stopped:
+                    break
                 for piece in self._split(chunk):
                     self._sound.append(piece)
                     self._came_samples += len(piece) // _width(piece)
@@ -146,7 +152,12 @@ class LiveStream:
                     await self._taken.wait()
                 if self._has_ended:
                     break  # a chunk was no sound
-        except Exception as error:  # noqa: BLE001  raised by `_go_on`
+        except anyio.get_cancelled_exc_class() as error:
+            if not self._is_stopped:
+                self._failure = AudioError("chunks", "something cancelled it before its end")
+                self._failure.__cause__ = error
+            raise
+        except BaseException as error:  # noqa: BLE001  raised by `_go_on`
             self._failure = error
         finally:
             self._has_ended = True
@@ -158,7 +169,8 @@ class LiveStream:
 
     def _split(self, chunk: SoundChunk) -> Iterator[SoundChunk]:
         """Copy a chunk, which its source may use again, in pieces of at most 30 s."""
-        if isinstance(chunk, (bytes, bytearray, memoryview)):
+        is_bytes = isinstance(chunk, (bytes, bytearray))
+        if is_bytes or (isinstance(chunk, memoryview) and chunk.format in _BYTES):
             data = self._odd + bytes(chunk)
             whole = len(data) // 2 * 2
             self._odd = data[whole:]  # a sample that is split between two chunks

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable
     from pathlib import Path
 
+    from fastwhisper.listen import LiveStream
+
 pytestmark = pytest.mark.anyio
 
 
@@ -143,9 +145,60 @@ async def test_what_the_source_raises_comes_after_its_text(
             await anext(stream)
 
 
+class Stop(BaseException):
+    """An error that is no `Exception`."""
+
+
+async def cancel_myself(sound: np.ndarray) -> AsyncGenerator[np.ndarray]:
+    """Yield sound, then be cancelled by nobody else."""
+    for chunk in split(sound):
+        yield chunk
+    raise anyio.get_cancelled_exc_class()
+
+
+async def test_a_source_that_is_torn_off_is_no_end(
+    tiny_en_ct2: Path, sound: np.ndarray, anyio_backend_name: str
+) -> None:
+    """An error that is no `Exception`, and a cancellation that nobody of ours asked for."""
+    cases: list[tuple[AsyncIterable[Any], type[BaseException]]]
+    cases = [(Source(split(sound), then=Stop()), Stop)]
+    if anyio_backend_name == "asyncio":  # trio lets nobody raise its cancellation
+        cases.append((cancel_myself(sound), AudioError))
+    async with fastwhisper.open(tiny_en_ct2) as session:
+        for source, kind in cases:
+            found: list[LiveText] = []
+            with pytest.raises(kind):
+                await keep(session.listen(source), found)
+            assert final_words(found) == spell(SENTENCE)
+
+
+async def test_the_source_may_close_the_stream(tiny_en_ct2: Path, sound: np.ndarray) -> None:
+    """As a callback that says stop."""
+    streams: list[LiveStream] = []
+
+    async def chunks() -> AsyncGenerator[np.ndarray]:
+        for chunk in split(sound):
+            yield chunk
+        await streams[0].aclose()
+        yield sound
+
+    async with fastwhisper.open(tiny_en_ct2) as session:
+        streams.append(session.listen(chunks()))
+        found = [text async for text in streams[0]]
+    assert final_words(found) == spell(SENTENCE)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "chunk", [np.full(100, np.nan, np.float32), np.zeros((3, 2), np.float32), np.zeros(9), 3, "x"]
+    "chunk",
+    [
+        memoryview(np.zeros(9, np.float32)),
+        np.full(100, np.nan, np.float32),
+        np.zeros((3, 2), np.float32),
+        np.zeros(9),
+        3,
+        "x",
+    ],
 )
 async def test_a_chunk_that_is_no_sound_is_an_error(
     tiny_en_ct2: Path, sound: np.ndarray, chunk: Any

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 import time
-from collections import Counter
-from contextlib import AsyncExitStack, contextmanager, suppress
-from dataclasses import asdict, replace
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from fastwhisper.checkpoint.chunks import describe_mapping
-from fastwhisper.checkpoint.inspection import inspect_checkpoint
-from fastwhisper.checkpoint.word_loss import word_error_cost
 from fastwhisper.cli import interrupts, live, outputs
+from fastwhisper.cli.description import print_description
 from fastwhisper.cli.sound import open_sound
 from fastwhisper.cli.streams import (
     TextPrinter,
@@ -26,14 +22,14 @@ from fastwhisper.cli.streams import (
     report_load,
 )
 from fastwhisper.cli.writers import LAYOUT_OPTIONS
+from fastwhisper.engine import tasks
 from fastwhisper.errors import (
     AudioError,
     HubUnavailableError,
     InvalidModelFormatError,
+    LoadingFailedError,
     ModelNotFoundError,
-    TokenizationFailedError,
 )
-from fastwhisper.loading import stages
 from fastwhisper.quantizing import make
 from fastwhisper.session import open as open_session
 from fastwhisper.sources import converted, find
@@ -49,9 +45,7 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress as Bars
 
-    from fastwhisper.checkpoint.plan import Checkpoint
     from fastwhisper.session import Session
-    from fastwhisper.sources.find import Location
     from fastwhisper.values import DtypeName
 
 __all__ = [
@@ -124,7 +118,9 @@ async def _transcribe_files(options: argparse.Namespace) -> int:
     return 1 if failed or printer.failure is not None else 0
 
 
-def _open(options: argparse.Namespace, bars: Bars | None) -> AbstractAsyncContextManager[Session]:
+def _open(
+    options: argparse.Namespace, bars: Bars | None, *, background: bool = False
+) -> AbstractAsyncContextManager[Session]:
     """Open the model of a command."""
     return open_session(
         options.model,
@@ -133,6 +129,7 @@ def _open(options: argparse.Namespace, bars: Bars | None) -> AbstractAsyncContex
             offline=options.offline,
             dtype=_DTYPES[options.fp16],
             memory_map=options.memory_map,
+            background=background,
         ),
         on_progress=report_load(bars),
         **_choose_precision(options),
@@ -210,16 +207,25 @@ async def _listen(options: argparse.Namespace) -> int:
     begin_s = time.perf_counter()
     async with AsyncExitStack() as stack:
         sound = await stack.enter_async_context(open_sound(options))
-        with open_bars() as bars:
-            session = await stack.enter_async_context(_open(options, bars))
-        _note_ready(session, time.perf_counter() - begin_s)
+        shown = stack.enter_context(ExitStack())
+        bars = shown.enter_context(open_bars())
+        session = await stack.enter_async_context(_open(options, bars, background=True))
         stream = session.listen(
             sound,
             min_chunk_s=options.min_chunk,
             pause_s=options.pause,
             **_decode_options(options),
         )
-        await live.print_lines(stream, options.output_format)
+
+        async def note() -> None:
+            await session.wait_until_ready(None)
+            shown.close()
+            _note_ready(session, time.perf_counter() - begin_s)
+
+        try:
+            await tasks.side_by_side(note, partial(live.print_lines, stream, options.output_format))
+        except LoadingFailedError as error:
+            raise error.__cause__ or error from None
     return 0
 
 
@@ -239,7 +245,7 @@ def pull(options: argparse.Namespace) -> int:
                 location = find.fetch(
                     options.model, load_options, on_bytes=on_bytes, check=lambda: None
                 )
-    return _print_description(location, as_json=options.json)
+    return print_description(location, as_json=options.json)
 
 
 def inspect(options: argparse.Namespace) -> int:
@@ -256,7 +262,7 @@ def inspect(options: argparse.Namespace) -> int:
                 options.model,
                 f"it is not on this machine{precision}: fastwhisper pull {options.model}{flags}",
             )
-    return _print_description(location, as_json=options.json)
+    return print_description(location, as_json=options.json)
 
 
 def quantize(options: argparse.Namespace) -> int:
@@ -274,7 +280,7 @@ async def _quantize(options: argparse.Namespace) -> int:
             share=options.share,
             on_progress=report_load(bars),
         )
-    return _print_description(find.Location(directory, str(directory), None, None), as_json=False)
+    return print_description(find.Location(directory, str(directory), None, None), as_json=False)
 
 
 def cache(options: argparse.Namespace) -> int:
@@ -299,57 +305,6 @@ def doctor(options: argparse.Namespace) -> int:
     # 40 ms that only this command needs.
     status: int = importlib.import_module("fastwhisper.cli.doctor").run(options)
     return status
-
-
-def _print_description(location: Location, *, as_json: bool) -> int:
-    """Print what is known of a model before a weight is read; return the exit status."""
-    original = inspect_checkpoint(location.path)
-    opened = stages.inspect(location.path)
-    bits = Counter[str]()
-    for tensor in original.tensors:
-        module = tensor.name.rpartition(".")[0]
-        packed = original.precision.get(module)
-        kind = f"{packed.bits} bits, groups of {packed.group_size}" if packed else tensor.dtype
-        bits[f"{tensor.name.partition('.')[0]}: {kind}"] += tensor.size_bytes
-    cost = word_error_cost(original.dimensions, original.precision)
-    facts = {
-        "source": location.source,
-        "path": str(location.path),
-        "revision": location.revision,
-        "format": original.layout,
-        "precision": str(original.actual),
-        "word_errors": None
-        if cost is None
-        else f"{cost:+.1f} points above float16's, on recorded English",
-        "fallback_reason": location.fallback_reason,
-        "size_bytes": original.total_bytes,
-        "bytes_by_precision": dict(sorted(bits.items())),
-        "fast_path": opened.is_safetensors,
-        "maps": describe_mapping(opened.tensors, "float16"),
-        "converted_copy": None if opened.path == original.path else str(opened.path),
-        "dimensions": asdict(original.dimensions),
-        "not_transcribable": _find_refusal(original),
-    }
-    if as_json:
-        print_text(json.dumps(facts, indent=2))
-        return 0
-    for name, value in facts.items():
-        if isinstance(value, dict):
-            print_text(f"{name}:")
-            for key, number in value.items():
-                print_text(f"  {key}: {number}")
-        elif value is not None:
-            print_text(f"{name}: {value}")
-    return 0
-
-
-def _find_refusal(checkpoint: Checkpoint) -> str | None:
-    """Return why `open` refuses a checkpoint that `load_model` opens, or None."""
-    try:
-        stages.check_text(checkpoint)
-    except (InvalidModelFormatError, TokenizationFailedError) as error:
-        return str(error)
-    return None
 
 
 def _choose_precision(options: argparse.Namespace) -> LoadOverrides:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 
 import anyio
@@ -11,6 +12,7 @@ import anyio
 from fastwhisper.cli.sound import STDIN
 from fastwhisper.cli.streams import escape_controls, make_printable, print_text
 from fastwhisper.cli.writers import format_line
+from fastwhisper.engine import tasks
 from fastwhisper.transcribing.agreement import SENTENCE_ENDS
 
 if TYPE_CHECKING:
@@ -54,30 +56,42 @@ async def print_lines(stream: LiveStream, kind: str) -> None:
         AudioError: The sound can't be used. What came before is printed.
     """
     with LinePrinter(kind) as printer:
-        try:
-            while True:
-                wait_s = _PAUSE_S if printer.is_line_settled else None
-                with anyio.move_on_after(wait_s) as scope:
-                    heard = await anext(stream, None)
-                if scope.cancelled_caught:
-                    printer.end_line()
-                elif heard is None:
-                    return
-                else:
-                    printer.add(heard)
-        except anyio.get_cancelled_exc_class():
-            with anyio.move_on_after(_LAST_S, shield=True):
-                await stream.aclose()
+        end_lines = partial(_end_lines, printer)
+        async with tasks.Beside(end_lines, name="end lines", rule="left in another task"):
+            try:
                 async for heard in stream:
                     printer.add(heard)
-            raise
+            except anyio.get_cancelled_exc_class():
+                with anyio.move_on_after(_LAST_S, shield=True):
+                    await stream.aclose()
+                    if stream.passes:  # otherwise nothing was heard, or the model is not ready
+                        async for heard in stream:
+                            printer.add(heard)
+                raise
+
+
+async def _end_lines(printer: LinePrinter) -> None:
+    """End a line that nothing follows for a while."""
+    while True:
+        await printer.changed.wait()
+        printer.changed = anyio.Event()
+        if printer.is_line_settled:
+            with anyio.move_on_after(_PAUSE_S) as scope:
+                await printer.changed.wait()
+            if scope.cancelled_caught:
+                printer.end_line()
 
 
 class LinePrinter:
-    """Lines of final text on stdout. A context manager: its end prints the last line."""
+    """Lines of final text on stdout. A context manager: its end prints the last line.
+
+    Attributes:
+        changed: Set when a stretch was added.
+    """
 
     def __init__(self, kind: str) -> None:
         """Set up the printer; `kind` is one of `writers.LIVE_FORMATS`."""
+        self.changed = anyio.Event()
         self._kind = kind
         self._count = 0
         self._text = self._tentative = ""
@@ -117,6 +131,7 @@ class LinePrinter:
             self._end_s = heard.end_s
             if self._text.rstrip().endswith(SENTENCE_ENDS) or len(self._text) >= _LONG:
                 self.end_line()
+        self.changed.set()
         self._show()
 
     def end_line(self) -> None:

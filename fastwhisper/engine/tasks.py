@@ -87,6 +87,7 @@ class BackgroundTask:
         self._function = function
         self._scope = anyio.CancelScope()
         self._ended = anyio.Event()
+        self._id = 0
         self._task = _spawn(self._run, name)
         _background.add(self)  # asyncio itself keeps no task
 
@@ -94,12 +95,17 @@ class BackgroundTask:
         """Cancel the function."""
         self._scope.cancel()
 
+    def is_current(self) -> bool:
+        """Return whether the running task is this one."""
+        return anyio.get_current_task().id == self._id
+
     async def wait(self) -> None:
         """Wait for the end of the function, without raising its error."""
         await self._ended.wait()
 
     @uninterrupted
     async def _run(self) -> None:
+        self._id = anyio.get_current_task().id
         try:
             with self._scope:
                 await self._function()

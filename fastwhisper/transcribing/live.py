@@ -71,7 +71,7 @@ _LONG_SAMPLES: Final = 14 * SAMPLE_RATE
 _KNOWN_CHARACTERS: Final = 400
 """Final text that is kept as a prompt."""
 
-_UNSURE_S: Final = 0.8
+_UNSURE_S: Final = 1.6
 """A word so close to the end of the sound is not final: what follows may change it."""
 
 _NEARLY_SAMPLES: Final = 3 * SAMPLE_RATE
