@@ -192,7 +192,7 @@ async def test_the_source_may_close_the_stream(tiny_en_ct2: Path, sound: np.ndar
 @pytest.mark.parametrize(
     "chunk",
     [
-        memoryview(np.zeros(9, np.float32)),
+        memoryview(bytes(36)).cast("f"),
         np.full(100, np.nan, np.float32),
         np.zeros((3, 2), np.float32),
         np.zeros(9),

@@ -7,7 +7,6 @@ Source:
 from __future__ import annotations
 
 import math
-from collections import deque
 from dataclasses import replace
 from itertools import takewhile
 from typing import TYPE_CHECKING, Final
@@ -30,9 +29,6 @@ SENTENCE_ENDS: Final = (".", "!", "?", "。", "！", "？")  # noqa: RUF001  of 
 JITTER_S: Final = 0.1
 """Times of the same word differ so much between two passes."""
 
-_REPEAT_S: Final = 0.3
-"""The same word may begin so much later in the next pass. Later it is another one."""
-
 _REPEATED: Final = 4
 """So many times the same words at the end of a text are a loop."""
 
@@ -46,25 +42,20 @@ class Agreement:
 
     def __init__(self) -> None:
         self.end_s = 0.0
-        self._tail: list[Word] = []
-        self._final: deque[Word] = deque(maxlen=5)
+        self._tail: Sequence[Word] = []
 
     @property
     def tail(self) -> Sequence[Word]:
         """The words of the last hypothesis that are not final."""
         return self._tail
 
-    def add(
-        self, words: Sequence[Word], *, begin_s: float = 0.0, sure_s: float = math.inf
-    ) -> list[Word]:
+    def add(self, words: Sequence[Word], *, sure_s: float = math.inf) -> list[Word]:
         """Compare a hypothesis with the one before, and return the words that became final.
 
         Args:
-            words: The hypothesis.
-            begin_s: Begin of its sound in seconds. Final words before it can't come again.
+            words: The hypothesis of what follows the final words.
             sure_s: Words that end later do not become final: the end of the sound cuts them.
         """
-        words = self._drop_final(words, begin_s)
         pairs = zip(self._tail, words, strict=False)
         agreed = sum(
             1 for _ in takewhile(lambda pair: _is_same(*pair) and pair[1].end_s <= sure_s, pairs)
@@ -81,23 +72,7 @@ class Agreement:
             self.end_s = max(word.end_s, start_s)
             accepted.append(replace(word, start_s=start_s, end_s=self.end_s))
         self._tail = self._tail[count:]
-        self._final.extend(accepted)
         return accepted
-
-    def _drop_final(self, words: Sequence[Word], begin_s: float) -> list[Word]:
-        """Return the words of a hypothesis that are not final: by their times, then as text."""
-        # By their middles: the begin of a word moves more from pass to pass.
-        new = [
-            word for word in words if (word.start_s + word.end_s) / 2 > self.end_s - JITTER_S / 2
-        ]
-        known = [_normalize(word) for word in self._final if word.end_s > begin_s + JITTER_S]
-        for count in range(min(len(known), len(new)), 0, -1):
-            if known[-count:] == [_normalize(word) for word in new[:count]]:
-                # Whoever repeats a word on purpose does so later.
-                if new[0].start_s < self.end_s + _REPEAT_S:
-                    return new[count:]
-                break
-        return new
 
 
 def _normalize(word: Word) -> str:

@@ -1,7 +1,8 @@
 """Sound that comes in -> text that becomes final: passes over what is not final yet.
 
-Each pass decodes the sound again from where the final text ends. What two passes in a row agree on
-is final. A pause, a full buffer and the end make the rest final too. Silence costs no pass.
+Each pass decodes what follows the final text. Final text whose sound is still there is given to the
+decoder, as the begin of its transcript. What two passes in a row agree on is final. A pause, a full
+buffer and the end make the rest final too. Silence costs no pass.
 
 Source:
     LocalAgreement-2: Macháček et al. 2023, "Turning Whisper into Real-Time Transcription System".
@@ -9,7 +10,6 @@ Source:
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -24,7 +24,8 @@ from fastwhisper.transcribing.agreement import (
     split_sentences,
 )
 from fastwhisper.transcribing.mel import FRAMES_PER_SECOND, WINDOW_FRAMES, compute_blocks_mel
-from fastwhisper.transcribing.voice import FRAME_SAMPLES, VoiceDetector
+from fastwhisper.transcribing.speech_buffer import SpeechBuffer
+from fastwhisper.transcribing.voice import FRAME_SAMPLES
 from fastwhisper.transcribing.window_decoder import WindowDecoder, WindowRef
 from fastwhisper.transcribing.words import Draft, WindowBounds, add_words
 from fastwhisper.values import LiveText
@@ -46,20 +47,14 @@ _MAX_SAMPLES: Final = 30 * SAMPLE_RATE
 """The most sound of a pass: a window of Whisper."""
 
 _SPEECH: Final = 0.5
-_FAINT_SPEECH: Final = 0.35
 _FIRST_SPEECH: Final = 0.15
-"""From these probabilities on, a frame is speech; continues it; may be its begin, and is kept."""
+"""From these probabilities on, a frame is speech; may be the begin of speech, and is kept."""
 
 _SPOKEN_FRAMES: Final = 4
 """Frames of speech, 0.13 s, without which nothing was said."""
 
 _MARGIN_SAMPLES: Final = SAMPLE_RATE // 2
 """Silence that is kept before speech, and after it in a last pass."""
-
-_LOUD: Final = 0.02
-_MAX_GAIN: Final = 100.0
-_LEVEL_SECONDS: Final = 30
-"""Quiet sound is raised for the detector to the level of `cuts`, by the loudest of 30 s."""
 
 _SILENT_SAMPLES: Final = 3 * SAMPLE_RATE
 """Silence that is kept where no speech follows yet: faint speech is found by what follows it."""
@@ -70,6 +65,9 @@ _LONG_SAMPLES: Final = 14 * SAMPLE_RATE
 
 _KNOWN_CHARACTERS: Final = 400
 """Final text that is kept as a prompt."""
+
+_FIRST_TIME_S: Final = 1.0
+"""The decoder has learnt that a transcript does not begin later in its window."""
 
 _UNSURE_S: Final = 1.6
 """A word so close to the end of the sound is not final: what follows may change it."""
@@ -120,14 +118,8 @@ class LiveDecoder:
         self._first = 1 << 62  # sample of the first pass
         self._min_samples = round(min_chunk_s * SAMPLE_RATE)
         self._pause_samples = round(pause_s * SAMPLE_RATE)
-        self._speech_end = self._done = 0  # of the stream; of what is over, with or without text
-        self._voice = VoiceDetector()
-        self._levels: deque[float] = deque([0.0], maxlen=_LEVEL_SECONDS)
-        self._level_samples = 0
-        self._probabilities = np.empty(0, np.float32)
-        """Of the frames of the buffer. It always begins with a whole frame."""
-        self._samples = np.empty(0, np.float32)
-        self._start = 0
+        self._buffer = SpeechBuffer()
+        self._done = 0  # the sound before is over, with or without text
         self._heard = 0
         self._well_heard = -_NEARLY_SAMPLES  # by the last pass whose text was no loop
         self._agreement = Agreement()
@@ -137,17 +129,22 @@ class LiveDecoder:
     @property
     def end(self) -> int:
         """Samples that came."""
-        return self._start + len(self._samples)
+        return self._buffer.end
 
     @property
     def room(self) -> int:
         """Samples that may be pushed before the next call of `decode`."""
-        return _MAX_SAMPLES - len(self._samples)
+        return _MAX_SAMPLES - len(self._buffer)
+
+    @property
+    def _begin_s(self) -> float:
+        """Begin of the buffer, in seconds."""
+        return self._buffer.start / SAMPLE_RATE
 
     @property
     def backlog(self) -> int:
         """Samples that came and were not in a pass, though they may be speech."""
-        return self.end - max(self._heard, self._start)
+        return self.end - max(self._heard, self._buffer.start)
 
     def push(self, samples: FloatArray) -> None:
         """Add sound.
@@ -156,14 +153,7 @@ class LiveDecoder:
             samples: Mono samples at 16 kHz, nominally in [-1, 1]. Shape (samples,), float32; at
                 most `room`.
         """
-        if not len(samples):
-            return
-        probabilities = self._voice.push(samples * self._measure_gain(samples))
-        self._samples = np.concatenate([self._samples, samples])
-        self._probabilities = np.concatenate([self._probabilities, probabilities])
-        spoken = np.flatnonzero(self._probabilities >= _FAINT_SPEECH)
-        if len(spoken):
-            self._speech_end = self._start + (int(spoken[-1]) + 1) * FRAME_SAMPLES
+        self._buffer.push(samples)
         self._drop_silence()
 
     def is_due(self, *, is_last: bool) -> bool:
@@ -195,79 +185,70 @@ class LiveDecoder:
         is_over = is_pause or self.room <= 0
         final: list[Word] = []
         if self._has_speech() and not (is_over and self._is_heard()):
-            begin_s = self._start / SAMPLE_RATE
             words = self._run_pass(is_over=is_over)
             self.dropped_passes += max(0, self._count_unheard() // max(self._min_samples, 1) - 1)
             self.passes += 1
             self._heard = self.end
             if words is not None:
                 sure_s = self.end / SAMPLE_RATE - _UNSURE_S
-                final += self._agreement.add(words, begin_s=begin_s, sure_s=sure_s)
+                final += self._agreement.add(words, sure_s=sure_s)
         if is_over:
             final += self._agreement.accept(self._count_over(is_pause=is_pause))
         if is_pause:
-            self._done = self._speech_end
+            self._done = self._buffer.speech_end
         self._known += final
         self._cut(is_last=is_last)
         return self._say(final)
 
     # What is speech
 
-    def _measure_gain(self, samples: FloatArray) -> float:
-        """Return the factor by which the detector hears sound louder."""
-        size = min(len(samples), FRAME_SAMPLES)  # a chunk may be shorter than a frame
-        frames = samples[: len(samples) // size * size].reshape(-1, size)
-        loudest = float(np.sqrt(np.square(frames).mean(axis=1)).max())
-        self._levels[-1] = max(self._levels[-1], loudest)
-        self._level_samples += len(samples)
-        while self._level_samples >= SAMPLE_RATE:
-            self._level_samples -= SAMPLE_RATE
-            self._levels.append(loudest)
-        return min(max(1.0, _LOUD / max(*self._levels, 1e-9)), _MAX_GAIN)
-
     def _find_speech(self, least: float) -> np.ndarray:
-        """Return the frames of the buffer that are speech and not final."""
+        """Return where frames of speech begin that are not final."""
         done = max(round(self._agreement.end_s * SAMPLE_RATE), self._done)
-        frames = np.flatnonzero(self._probabilities >= least)
-        return frames[self._start + frames * FRAME_SAMPLES >= done]
+        starts = self._buffer.find_speech(least)
+        return starts[starts >= done]
 
     def _has_speech(self) -> bool:
         return len(self._find_speech(_SPEECH)) >= _SPOKEN_FRAMES
 
     def _count_unheard(self) -> int:
         """Return the samples of speech that were in no pass."""
-        frames = self._start + self._find_speech(_SPEECH) * FRAME_SAMPLES
-        return int(np.count_nonzero(frames >= self._heard)) * FRAME_SAMPLES
+        starts = self._find_speech(_SPEECH)
+        return int(np.count_nonzero(starts >= self._heard)) * FRAME_SAMPLES
 
     def _is_heard(self) -> bool:
         """Return whether the last pass had all speech."""
-        return self._heard >= self._speech_end + _MARGIN_SAMPLES // 2
+        return self._heard >= self._buffer.speech_end + _MARGIN_SAMPLES // 2
 
     def _is_pause(self, *, is_last: bool) -> bool:
         """Return whether nobody speaks any more."""
-        return is_last or self.end - self._speech_end >= self._pause_samples
+        return is_last or self.end - self._buffer.speech_end >= self._pause_samples
 
     # Passes
 
     def _run_pass(self, *, is_over: bool) -> list[Word] | None:
         """Decode the buffer; None if the text of the pass before is to be kept."""
-        end = len(self._samples)
+        end = len(self._buffer)
         if is_over:  # a long silence at the end invites inventions
-            end = min(end, self._speech_end + _MARGIN_SAMPLES - self._start)
+            end = min(end, self._buffer.speech_end + _MARGIN_SAMPLES - self._buffer.start)
         n_mels = self._decoder.model.dims.n_mels
-        mel = compute_blocks_mel(iter([self._samples[:end]]), n_mels=n_mels)
+        mel = compute_blocks_mel(iter([self._buffer.samples[:end]]), n_mels=n_mels)
         if not self._is_language_settled:
             self._decoder = self._new_decoder()
             self._decoder.begin(mel)
-            self._first = min(self._first, self._start)
+            self._first = min(self._first, self._buffer.start)
             self._is_language_settled = self.end - self._first >= _SETTLED_S * SAMPLE_RATE
         decoder = self._decoder
         frames = min(mel.content_frames, WINDOW_FRAMES)
         if not frames:
             return []
         features = decoder.encode([WindowRef(mel, 0, frames)])
+        known = self._encode_known()
         [result] = decoder.decode(
-            features, [self._encode_known()], start_frames=[self._start // 160]
+            features,
+            [self._encode_prompt()],
+            start_frames=[self._buffer.start // 160],
+            known=known,
         )
         settings = self._settings
         if (
@@ -277,7 +258,7 @@ class LiveDecoder:
             and result.avg_logprob <= settings.logprob_threshold
         ):
             return []
-        words = self._align(result.tokens, features[0], frames)
+        words = self._align(known, result.tokens, features[0], frames)
         repeats, ratio = count_repeats(words), settings.compression_ratio_threshold
         if not repeats and (ratio is None or result.compression_ratio <= ratio):
             self._well_heard = self.end
@@ -287,10 +268,13 @@ class LiveDecoder:
             return None
         return words[: len(words) - repeats]
 
-    def _align(self, tokens: Sequence[int], features: mx.array, frames: int) -> list[Word]:
-        """Return the words of a text, those after its last time too."""
+    def _align(
+        self, known: Sequence[int], tokens: Sequence[int], features: mx.array, frames: int
+    ) -> list[Word]:
+        """Return the words that follow the known text, those after the last time too."""
         decoder = self._decoder
-        text = [token for token in tokens if token < decoder.tokenizer.eot]
+        before, new = ([t for t in part if t < decoder.tokenizer.eot] for part in (known, tokens))
+        text = [*before, *new]
         duration_s = frames / FRAMES_PER_SECOND
         draft = Draft(0.0, duration_s, decoder.tokenizer.decode(text), text)
         add_words(
@@ -302,22 +286,40 @@ class LiveDecoder:
             settings=self._settings,
             last_speech_s=0.0,
         )
-        offset_s = self._start / SAMPLE_RATE
-        return [
-            replace(
-                word,
-                start_s=round(offset_s + min(word.start_s, duration_s), 2),
-                end_s=round(offset_s + min(word.end_s, duration_s), 2),
+        words: list[Word] = []
+        known_characters = len(decoder.tokenizer.decode(before))
+        for word in draft.words or ():
+            start_s, end_s = (
+                round(self._begin_s + min(time_s, duration_s), 2)
+                for time_s in (word.start_s, word.end_s)
             )
-            for word in draft.words or ()
-        ]
+            # The middle: the begin of a word moves more from pass to pass.
+            is_new = before or (start_s + end_s) / 2 > self._agreement.end_s - JITTER_S / 2
+            if known_characters <= 0 and is_new:
+                words.append(replace(word, start_s=start_s, end_s=end_s))
+            known_characters -= len(word.word)
+        return words
 
-    def _encode_known(self) -> list[int]:
+    def _encode_prompt(self) -> list[int]:
         """Return the final text before the buffer as tokens; before the first, the prompt."""
-        before_s = self._start / SAMPLE_RATE
-        words = [word.word for word in self._known if word.end_s <= before_s + JITTER_S]
+        words = [word.word for word in self._known if not self._is_inside(word)]
         text = "".join(words)[-_KNOWN_CHARACTERS:] or self._settings.initial_prompt
         return self._decoder.encode_prompt(text) if text else []
+
+    def _encode_known(self) -> list[int]:
+        """Return the final text of the buffer as tokens, after its time; none if it is too long."""
+        inside = [word for word in self._known if self._is_inside(word)]
+        if not inside:
+            return []
+        tokenizer, steps = self._decoder.tokenizer, self._decoder.model.dims.n_audio_ctx
+        tokens = tokenizer.encode("".join(word.word for word in inside))
+        start_s = max(0.0, inside[0].start_s - self._begin_s)
+        time = tokenizer.timestamp_begin + round(min(start_s, _FIRST_TIME_S) * steps / 30)
+        return [time, *tokens] if len(tokens) < self._decoder.max_prompt_tokens else []
+
+    def _is_inside(self, word: Word) -> bool:
+        """Return whether the sound of a final word is in the buffer."""
+        return word.end_s > self._begin_s + JITTER_S
 
     def _count_over(self, *, is_pause: bool) -> int:
         """Return how many words of the tail become final where speech ends or has no room."""
@@ -334,39 +336,31 @@ class LiveDecoder:
         """Cut the buffer where final text ends."""
         self._drop_silence()
         if is_last:
-            self._drop(len(self._samples))
+            self._buffer.drop(len(self._buffer))
             return
-        size = len(self._samples)
+        size = len(self._buffer)
         ends_s = [
             word.end_s
             for word in self._known
             if size > _LONG_SAMPLES or (size > _SHORT_SAMPLES and ends_sentence(word))
         ]
-        self._drop(round(max(ends_s, default=0.0) * SAMPLE_RATE) - self._start)
+        self._buffer.drop(round(max(ends_s, default=0.0) * SAMPLE_RATE) - self._buffer.start)
         if self.room <= 0:  # no text in 30 s of what seems to be speech
-            self._drop(_MAX_SAMPLES // 2)
-        start_s = self._start / SAMPLE_RATE - 60
+            self._buffer.drop(_MAX_SAMPLES // 2)
+        start_s = self._begin_s - 60
         self._known = [word for word in self._known if word.end_s > start_s]
 
     def _drop_silence(self) -> None:
         """Drop what is before the next speech, but for a margin."""
         if self._is_pause(is_last=False) and self._is_heard() and not self._agreement.tail:
-            self._done = self._speech_end  # a cough: no pass found words in it
+            self._done = self._buffer.speech_end  # a cough: no pass found words in it
         if self._has_speech():
-            frames = self._find_speech(_FIRST_SPEECH)
+            first = int(self._find_speech(_FIRST_SPEECH)[0])
             # A sentence that is not over is heard better from its begin, though that is final.
-            if not any(word.end_s > self._start / SAMPLE_RATE for word in self._known):
-                self._drop(int(frames[0]) * FRAME_SAMPLES - _MARGIN_SAMPLES)
+            if not any(word.end_s > self._begin_s for word in self._known):
+                self._buffer.drop(first - self._buffer.start - _MARGIN_SAMPLES)
         elif not self._agreement.tail:
-            self._drop(len(self._samples) - _SILENT_SAMPLES)
-
-    def _drop(self, count: int) -> None:
-        """Drop whole frames of the first samples."""
-        frames = min(count // FRAME_SAMPLES, len(self._probabilities))
-        if frames > 0:
-            self._samples = self._samples[frames * FRAME_SAMPLES :]
-            self._probabilities = self._probabilities[frames:]
-            self._start += frames * FRAME_SAMPLES
+            self._buffer.drop(len(self._buffer) - _SILENT_SAMPLES)
 
     # What is said
 

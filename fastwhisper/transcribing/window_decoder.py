@@ -147,6 +147,7 @@ class WindowDecoder:
         prompts: Sequence[Sequence[int]],
         *,
         start_frames: Sequence[int],
+        known: Sequence[int] = (),
     ) -> list[DecodedWindow]:
         """Decode windows at rising temperatures, until each result passes the thresholds.
 
@@ -156,12 +157,13 @@ class WindowDecoder:
             start_frames: For each window, its first mel frame. The seed and this frame decide what
                 is sampled. So a window's text depends on no other window, and a window that is
                 decoded again has the same text.
+            known: As for `Decoder.decode`.
 
         Returns:
             For each window the first result that passes, or the last one.
         """
         keys = [mx.random.key(self._seed ^ start_frame << 32) for start_frame in start_frames]
-        return self._decoder.decode(features, prompts, keys)
+        return self._decoder.decode(features, prompts, keys, known=known)
 
     def detect_language(self, audio: MelAudio) -> dict[str, float]:
         """Compute the probability, 0 to 1, of each language that the network knows, by its code.

@@ -112,7 +112,12 @@ class Decoder:
         self._start = build_start(tokenizer, settings, n_text_ctx=model.dims.n_text_ctx)
 
     def decode(
-        self, features: mx.array, prompts: Sequence[Sequence[int]], keys: Sequence[mx.array]
+        self,
+        features: mx.array,
+        prompts: Sequence[Sequence[int]],
+        keys: Sequence[mx.array],
+        *,
+        known: Sequence[int] = (),
     ) -> list[DecodedWindow]:
         """Decode each window at rising temperatures, until its result passes the thresholds.
 
@@ -121,6 +126,8 @@ class Decoder:
             prompts: For each window, the tokens of the text before it.
             keys: For each window its random key, for temperatures above 0. Each temperature and
                 each token has a key that is split from it. Shape (2,), uint32.
+            known: A time and text that every transcript begins with. The results go on from there,
+                and do not hold it.
 
         Returns:
             For each window the first result that passes, or the last one.
@@ -131,7 +138,7 @@ class Decoder:
         audio = self._read_audio(features)
         temperatures = self._settings.temperature
         noise = [mx.random.split(key, len(temperatures)) for key in keys]
-        first = [self._first_tokens(prompt) for prompt in prompts]
+        first = [self._first_tokens(prompt, known) for prompt in prompts]
         lengths = sorted({len(tokens) for _, tokens in first})
         decoded: dict[int, DecodedWindow] = {}
         waiting = list(range(len(prompts)))
@@ -146,6 +153,7 @@ class Decoder:
                     audio if len(rows) == len(prompts) else _take(audio, rows),
                     [first[n] for n in rows],
                     [noise[n][index] for n in rows],
+                    known,
                 )
                 decoded.update(zip(rows, found, strict=True))
             waiting = [n for n in waiting if _needs_fallback(decoded[n], self._settings)]
@@ -171,6 +179,7 @@ class Decoder:
         audio: list[KeyValues],
         first: Sequence[tuple[int, list[int]]],
         noise: list[mx.array],
+        known: Sequence[int],
     ) -> list[DecodedWindow]:
         """Decode windows once; above temperature 0 choose the best of several samples of each."""
         network, rules = self._model.decoder, self._rules
@@ -191,13 +200,14 @@ class Decoder:
             x = mx.repeat(x, samples, axis=0)
             cache.repeat(samples)
 
-        state = rules.start(len(x))
+        state = rules.start(len(x), known)
         texts = [_Text() for _ in range(len(x))]
         issued: tuple[mx.array, mx.array] | None = None
         for step in range(steps):
             if step:
                 self._check()
                 x = network.step(state.last[:, None], cache)
+            is_first = not step and not known
             logits = network.project(x)[:, 0]
             if temperature > 0:
                 pairs = [mx.random.split(key) for key in noise]
@@ -205,10 +215,10 @@ class Decoder:
                 shape = (samples, logits.shape[1])
                 gumbel = mx.concatenate([mx.random.gumbel(shape, key=key) for _, key in pairs])
                 state, logprobs = rules.sample(
-                    logits, state, temperature, gumbel, is_first=not step
+                    logits, state, temperature, gumbel, is_first=is_first
                 )
             else:
-                state, logprobs = rules.choose(logits, state, is_first=not step)
+                state, logprobs = rules.choose(logits, state, is_first=is_first)
             mx.async_eval(state, logprobs)  # type: ignore[no-untyped-call]
             # The device computes this token while the one before is read.
             if issued is not None and self._read(texts, *issued):
@@ -249,13 +259,16 @@ class Decoder:
             temperature=temperature,
         )
 
-    def _first_tokens(self, prompt: Sequence[int]) -> tuple[int, list[int]]:
+    def _first_tokens(
+        self, prompt: Sequence[int], known: Sequence[int] = ()
+    ) -> tuple[int, list[int]]:
         """Return where the transcript starts in the decoder's first tokens, and these tokens."""
+        start = [*self._start, *known]
         half = self._model.dims.n_text_ctx // 2
         # A prefix that leaves less than half of the context shortens the text before.
-        room = min(half, self._model.dims.n_text_ctx - len(self._start)) - 1
+        room = min(half, self._model.dims.n_text_ctx - len(start)) - 1
         before = [self._tokenizer.sot_prev, *prompt[-room:]] if prompt and room > 0 else []
-        return len(before), [*before, *self._start]
+        return len(before), [*before, *start]
 
 
 def _take(audio: list[KeyValues], windows: list[int]) -> list[KeyValues]:

@@ -15,6 +15,8 @@ import mlx.core as mx
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fastwhisper.values import Dimensions
     from fastwhisper.whisper.options import DecodeSettings
     from fastwhisper.whisper.tokenizer import Tokenizer
@@ -67,8 +69,11 @@ class Rules:
         self._never = mx.array(never)
         self._never_at_start = mx.array(never | at_start)
 
-    def start(self, rows: int) -> State:
-        """Return the state of rows without a token."""
+    def start(self, rows: int, known: Sequence[int] = ()) -> State:
+        """Return the state of rows that begin with a time and text, or without a token."""
+        if known:
+            latest = max(known)
+            return State(*(mx.full((rows,), n, mx.int32) for n in (known[-2], known[-1], latest)))
         # As if a pair of times came before: the first time is not the end of a segment.
         time = mx.full((rows,), self._tokenizer.timestamp_begin, mx.int32)
         return State(time, time, time - 1)

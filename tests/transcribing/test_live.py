@@ -15,7 +15,9 @@ import fastwhisper
 from fastwhisper import AudioError, LiveText, Word
 from fastwhisper.transcribing.agreement import Agreement, count_repeats
 from fastwhisper.transcribing.live import LiveDecoder
+from fastwhisper.transcribing.mel import compute_blocks_mel
 from fastwhisper.transcribing.samples import never_cancel, read_blocks, read_chunk
+from fastwhisper.transcribing.window_decoder import WindowDecoder, WindowRef
 from fastwhisper.whisper.start import read_settings
 from tests.helpers.audio import SAMPLE, SAMPLE_RATE, SENTENCE, make_music, noise, spell, tone
 from tests.helpers.tones import silence
@@ -46,18 +48,7 @@ def test_what_two_hypotheses_begin_with_is_final() -> None:
     assert said(agreement.add(words("so in, college I"))) == "so in,"
     assert said(list(agreement.tail)) == "college I"
     assert agreement.end_s == 1.0
-    assert said(agreement.add(words("So in college, I was"))) == "college, I"
-
-
-def test_final_words_that_come_again_are_not_said_twice() -> None:
-    """Not at their times, nor a little later; but a word that is repeated on purpose is kept."""
-    agreement = Agreement()
-    agreement.add(words("very good"))
-    assert said(agreement.accept(2)) == "very good"
-    agreement.add(words("good thing", begin_s=0.95))
-    assert said(list(agreement.tail)) == "thing"
-    agreement.add(words("good", begin_s=4.0))
-    assert said(list(agreement.tail)) == "good"
+    assert said(agreement.add(words("college, I was", begin_s=1.0))) == "college, I"
 
 
 @pytest.mark.parametrize(
@@ -153,6 +144,20 @@ def feed(
 def read_sample() -> np.ndarray:
     """Read the recorded sentences. Shape (samples,), float32."""
     return np.concatenate(list(read_blocks(SAMPLE, check=never_cancel)))
+
+
+def test_what_is_known_is_not_decoded_again(model: Whisper) -> None:
+    """The result goes on behind it, and is the rest of what is decoded without it."""
+    mel = compute_blocks_mel(iter([read_sample()]), n_mels=model.dims.n_mels)
+    settings = read_settings(model.dims.n_vocab, model.dims.n_text_ctx, temperature=0)
+    decoder = WindowDecoder(model, settings, fp16=False, check=never_cancel)
+    decoder.begin(mel)
+    features = decoder.encode([WindowRef(mel, 0, mel.content_frames)])
+    [whole] = decoder.decode(features, [[]], start_frames=[0])
+    for count in (2, 4, 9, len(whole.tokens)):
+        known = whole.tokens[:count]
+        [rest] = decoder.decode(features, [[]], start_frames=[0], known=known)
+        assert [*known, *rest.tokens] == whole.tokens
 
 
 def test_recorded_speech_becomes_its_text(model: Whisper) -> None:

@@ -56,6 +56,14 @@ def test_a_window_begins_with_a_time() -> None:
     assert allowed([], max_initial_timestamp=0.1) == set(range(BEGIN, BEGIN + 6))
 
 
+def test_known_text_counts_as_decoded() -> None:
+    """The rules go on as if its tokens had been chosen."""
+    rules = Rules(TOKENIZER, DecodeSettings(), SPEAKING)
+    for known in ([BEGIN + 3, WORD], [BEGIN, WORD, BEGIN + 9, BEGIN + 9, WORD, WORD]):
+        found, expected = rules.start(2, known), follow(rules, known)
+        assert [part.tolist() for part in found] == [part.tolist() * 2 for part in expected]
+
+
 def test_times_never_go_back() -> None:
     """After 8.00 s only later times may end the segment."""
     found = allowed([BEGIN, WORD, BEGIN + 400, BEGIN + 400, WORD])
