@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections import deque
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import anyio
@@ -17,19 +18,21 @@ from fastwhisper.engine.threads import Lane
 from fastwhisper.values import TranscribeProgress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 
     from fastwhisper.loading.load import LoadTask
-    from fastwhisper.transcribing.batches import Batches
-    from fastwhisper.transcribing.parts import PartReader
+    from fastwhisper.transcribing.open_audio import OpenAudio
     from fastwhisper.transcribing.samples import AudioSource
-    from fastwhisper.transcribing.windows import Window
     from fastwhisper.values import Segment, Transcription
     from fastwhisper.whisper.options import DecodeSettings
 
     Run: TypeAlias = Callable[[Callable[[], Any], Lane], Coroutine[Any, Any, Any]]
 
-__all__ = ["SegmentStream", "detach", "detect_language", "warn_caller"]
+__all__ = ["SegmentStream", "detach", "detect_language", "read_ahead", "warn_caller"]
+
+
+def _nobody(_: int) -> Sequence[SegmentStream]:
+    return ()
 
 
 class SegmentStream:
@@ -48,18 +51,13 @@ class SegmentStream:
     ) -> None:
         self._load = task
         self._run = run
-        self._audio = audio
+        self._source = audio
         self._settings = settings
         self._on_progress = on_progress
-        self._open: tuple[Batches, PartReader] | None = None
-        self._failure: Exception | None = None
-        self._has_ended = False
+        self._audio: OpenAudio | None = None
+        self._told, self._told_s = 0, 0.0
+        self._follow: Callable[[int], Sequence[SegmentStream]] = _nobody
         self._guard = anyio.ResourceGuard("waiting for")
-        # Of a module that imports NumPy, so it is set when the audio is opened.
-        self._summarize: Callable[..., Transcription] | None = None
-        self._segments: deque[Segment] = deque()
-        self._done: list[Window] = []
-        self._duration_s = 0.0
 
     @property
     def duration_s(self) -> float:
@@ -67,115 +65,132 @@ class SegmentStream:
 
         An audio that is cut at silences is read while it is decoded.
         """
-        return self._duration_s
+        return self._audio.duration_s if self._audio else 0.0
 
     @property
     def done_s(self) -> float:
         """End of the audio that is decoded, in seconds; at the end the length of the audio."""
-        if self._has_ended:
-            return self._duration_s
-        return self._done[-1].end_s if self._done else 0.0
+        return self._audio.done_s if self._audio else 0.0
 
     @property
     def so_far(self) -> Transcription | None:
         """All that is decoded, as one transcription; None before the first window."""
-        if self._summarize is None or not self._done:
-            return None
-        return self._summarize(self._done, duration_s=self._duration_s)
+        return self._audio.summarize() if self._audio else None
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Segment:
         """Return the next segment; decode windows until there is one."""
-        while not self._segments:
+        while self._audio is None or not self._audio.segments:
             if not await self.decode_window():
                 raise StopAsyncIteration
-        return self._segments.popleft()
+        return self._audio.segments.popleft()
 
     def close(self) -> None:
         """Drop the model. What was decoded may still be read."""
-        self._open = None
+        if self._audio is not None:
+            self._audio.close()
 
     async def decode_window(self) -> bool:
         """Decode the next window of 30 s, or batch of windows, and return whether there was one.
 
         Always a cancellation point.
         """
-        if self._has_ended:
-            await anyio.lowlevel.checkpoint()
-            self._load.readiness.model()
-            return False
-        done, done_s = len(self._done), self.done_s
+        await anyio.lowlevel.checkpoint()
         with self._guard:
-            while len(self._done) == done and not self._has_ended:
-                await self._go_on()
-        if self._has_ended:
-            self._open = None  # so that the mel is freed
-        has_window = len(self._done) > done
-        if self._on_progress is not None and (has_window or self.done_s > done_s):
-            self._on_progress(TranscribeProgress(self.done_s, self._duration_s))
+            if self._audio is None:
+                await self._run(self.open, Lane.READ)
+            audio = self.open()
+            while len(audio.windows) == self._told and not audio.has_ended:
+                await self._go_on(audio)
+        has_window = len(audio.windows) > self._told
+        has_news = has_window or audio.done_s > self._told_s
+        self._told, self._told_s = len(audio.windows), audio.done_s
+        if not has_window:
+            self._load.readiness.model()
+        if has_news and self._on_progress is not None:
+            self._on_progress(TranscribeProgress(audio.done_s, audio.duration_s))
         return has_window
 
-    async def _go_on(self) -> None:
-        """Read parts, or decode a batch, or both side by side."""
-        if self._open is None:
-            self._open = await self._run(self._open_audio, Lane.READ)
-        batches, reader = self._open
-        if batches.is_idle and self._failure is not None:
-            failure, self._failure = self._failure, None
+    async def _go_on(self, audio: OpenAudio) -> None:
+        """Read parts, or decode a batch, or both side by side; also of the streams that follow."""
+        size = self._settings.batch_size
+        others = list(self._follow(2 * size))
+        opened = [other for stream in others if (other := stream.opened) and not other.has_ended]
+        waiting = sum(one.waiting for one in (audio, *opened))
+        if not audio.waiting and audio.failure is not None:
+            failure, audio.failure = audio.failure, None
             raise failure
-        is_last = reader.is_done
-        decode = partial(
-            self._run, partial(self._keep_next, batches, is_last=is_last), Lane.COMPUTE
-        )
-        read = partial(self._read, batches, reader)
-        if is_last or self._failure is not None or not batches.missing:
+        # For the first batch, later for the batch after the next one.
+        missing = (2 * size if waiting else size) - waiting
+        are_read = [one.is_read for one in (audio, *opened)]
+        decode = partial(self._run, partial(audio.decode, opened, are_read=are_read), Lane.COMPUTE)
+        read = partial(self._run, partial(_read, [self, *others], missing), Lane.READ)
+        if missing <= 0 or not any(stream.may_read for stream in (self, *others)):
             await decode()
-        elif batches.is_idle:
+        elif not waiting and not audio.is_read:
             await read()
         else:
             # The parts of the next batch are read while the device computes this one.
             await tasks.side_by_side(decode, read)
 
-    def _keep_next(self, batches: Batches, *, is_last: bool) -> None:
-        """Decode and keep a batch, in one job: a cancel just after it loses nothing."""
-        windows = batches.decode()
-        if is_last and batches.is_idle:
-            windows += batches.finish()
-            self._has_ended = True
-        self._done += windows
-        self._segments.extend(segment for window in windows for segment in window.segments)
+    @property
+    def opened(self) -> OpenAudio | None:
+        """The audio, if it is open."""
+        return self._audio
 
-    async def _read(self, batches: Batches, reader: PartReader) -> None:
-        """Read parts. An error waits until the parts before it are decoded."""
-        try:
-            await self._run(partial(self._read_parts, batches, reader), Lane.READ)
-        except Exception as error:  # noqa: BLE001  raised by `_go_on`
-            self._failure = error
+    @property
+    def may_read(self) -> bool:
+        """Whether a part of the audio may be read."""
+        return self._audio is None or self._audio.may_read
 
-    def _read_parts(self, batches: Batches, reader: PartReader) -> None:
-        """Read the parts of a batch, and keep each at once: what follows may fail."""
-        for _ in range(batches.missing):
-            for part in reader.read(1):
-                batches.add(part)
-            self._duration_s = reader.duration_s
-            if reader.is_done:
-                return
+    def open(self) -> OpenAudio:
+        """Open the audio, unless it is open. The first call is made in an engine thread."""
+        if self._audio is None:
+            # NumPy, and what decodes.
+            from fastwhisper.transcribing.open_audio import OpenAudio  # noqa: PLC0415
 
-    def _open_audio(self) -> tuple[Batches, PartReader]:
-        # Imported here, in one of the engine's threads: NumPy, and what decodes.
-        from fastwhisper.transcribing import batches, parts, windows  # noqa: PLC0415
+            self._audio = OpenAudio(
+                self._load.readiness.model(),
+                self._source,
+                self._settings,
+                fp16=self._load.dtype == "float16",
+                check=threads.check,
+            )
+        return self._audio
 
-        self._summarize = windows.summarize
-        model = self._load.readiness.model()
-        opened = batches.Batches(
-            model, self._settings, fp16=self._load.dtype == "float16", check=threads.check
-        )
-        reader = parts.PartReader(
-            self._audio, self._settings, n_mels=model.dims.n_mels, check=threads.check
-        )
-        return opened, reader
+    def follow_with(self, follow: Callable[[int], Sequence[SegmentStream]]) -> None:
+        """Take the streams that follow this one, as many as are asked for."""
+        self._follow = follow
+
+
+def _read(streams: Sequence[SegmentStream], count: int) -> None:
+    """Read parts, of the first stream first."""
+    for stream in streams:
+        while count > 0 and stream.may_read:
+            count -= stream.open().read_part()
+
+
+def read_ahead(streams: Iterable[SegmentStream]) -> Iterator[SegmentStream]:
+    """Yield streams. What follows one is read, and decoded in the same batches, while it is used.
+
+    Args:
+        streams: Streams of one session with the same options but for `seed`. As many are taken
+            ahead as two batches need.
+    """
+    coming = iter(streams)
+    line: deque[SegmentStream] = deque()
+
+    def follow(count: int) -> list[SegmentStream]:
+        line.extend(islice(coming, max(0, count - len(line))))
+        return list(islice(line, count))
+
+    while follow(1):
+        stream = line.popleft()
+        stream.follow_with(follow)
+        yield stream
+        stream.follow_with(_nobody)
 
 
 async def detect_language(task: LoadTask, run: Run, audio: AudioSource) -> dict[str, float]:

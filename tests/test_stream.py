@@ -20,6 +20,7 @@ import pytest
 import fastwhisper
 from fastwhisper import SessionClosedError, TranscribeProgress
 from fastwhisper.engine import tasks, threads
+from fastwhisper.transcribing.open_audio import OpenAudio
 from fastwhisper.transcribing.window_decoder import WindowDecoder
 from tests.helpers.audio import noise, wav_bytes
 from tests.helpers.interpreter import run_python
@@ -294,16 +295,16 @@ async def test_cancelled_as_a_window_ends(
         whole = await session.transcribe(minute, **SHORT)
         stream = session.stream(minute, **SHORT)
         with anyio.CancelScope() as scope:
-            real = stream._keep_next
+            real = OpenAudio.decode
 
-            def cancel_at_the_end(batches: Any, *, is_last: bool) -> None:
-                real(batches, is_last=is_last)
+            def cancel_at_the_end(audio: OpenAudio, *others: Any, are_read: list[bool]) -> None:
+                real(audio, *others, are_read=are_read)
                 # Handled by the loop before it hears that the job has finished.
                 post(scope.cancel)
 
             with monkeypatch.context() as patched:
                 post = tasks.on_this_loop()
-                patched.setattr(stream, "_keep_next", cancel_at_the_end)
+                patched.setattr(OpenAudio, "decode", cancel_at_the_end)
                 await anext(stream)
         assert scope.cancelled_caught
         segments = [segment async for segment in stream]

@@ -34,6 +34,7 @@ from fastwhisper.quantizing import make
 from fastwhisper.session import open as open_session
 from fastwhisper.sources import converted, find
 from fastwhisper.sources.table import TEXT_CONTEXT, count_tokens, parse_model
+from fastwhisper.stream import read_ahead
 from fastwhisper.values import LoadOptions, LoadOverrides, Progress, Quantization, WhisperModel
 from fastwhisper.whisper.options import DecodeSettings
 from fastwhisper.whisper.start import read_settings
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
     from fastwhisper.session import Session
+    from fastwhisper.stream import SegmentStream
     from fastwhisper.values import DtypeName
 
 __all__ = [
@@ -97,11 +99,14 @@ async def _transcribe_files(options: argparse.Namespace) -> int:
         async with _open(options, bars) as session:
             ready_s = time.perf_counter()
             _note_ready(session, ready_s - begin_s)
+            streams: Iterator[SegmentStream]
+            streams = map(partial(_open_stream, session, options, bars), options.audio)
+            if outputs.STDIN not in options.audio:  # it may be slow, and would hold up the others
+                streams = read_ahead(streams)
             for audio in options.audio:
                 try:
-                    durations_s.append(
-                        await _transcribe_file(session, audio, options, bars, printer)
-                    )
+                    stream = next(streams)
+                    durations_s.append(await _transcribe_file(stream, audio, options, printer))
                 except AudioError as error:  # its message names the file
                     print_note(str(error))
                 except OSError as error:
@@ -155,28 +160,28 @@ def _summarize(durations_s: list[float], *, failed: int, elapsed_s: float) -> st
     return f"{files}{counts}; {sum(durations_s):.1f} s of audio in {elapsed_s:.1f} s"
 
 
-async def _transcribe_file(
-    session: Session,
-    audio: str,
-    options: argparse.Namespace,
-    bars: Bars | None,
-    printer: TextPrinter,
-) -> float:
-    """Transcribe one file, print its text, write its files; return its duration in seconds."""
+def _open_stream(
+    session: Session, options: argparse.Namespace, bars: Bars | None, audio: str
+) -> SegmentStream:
+    """Open the stream of one file; nothing is read yet."""
     if audio == outputs.STDIN and sys.stdin is None:
         raise AudioError(audio, "stdin is closed: pipe a recording into it, or name a file")
     source = sys.stdin.buffer if audio == outputs.STDIN else audio
-    stream = session.stream(
-        source, on_progress=report_audio(bars, audio), **_decode_options(options)
-    )
+    return session.stream(source, on_progress=report_audio(bars, audio), **_decode_options(options))
+
+
+async def _transcribe_file(
+    stream: SegmentStream, audio: str, options: argparse.Namespace, printer: TextPrinter
+) -> float:
+    """Transcribe one file, print its text, write its files; return its duration in seconds."""
     try:
         async for segment in stream:
             if options.verbose and segment.text:
                 printer.print(segment.text.strip())
     finally:
         # Also when interrupted: what has been decoded is written, and the file is whole.
-        if stream.so_far is not None:
-            outputs.write_files(stream.so_far, audio, options)
+        if (so_far := stream.so_far) is not None:
+            outputs.write_files(so_far, audio, options)
     return stream.duration_s
 
 

@@ -208,8 +208,14 @@ def report_load(bars: Bars | None) -> Callable[[Progress], None] | None:
 
 
 def report_audio(bars: Bars | None, audio: str) -> Callable[[TranscribeProgress], None] | None:
-    """Build the callback that shows how much of an audio is decoded."""
+    """Build the callback that shows how much of an audio is decoded, from its first window on."""
     if bars is None:
         return None
-    row = bars.add_task(escape_controls(audio), total=None)
-    return lambda now: bars.update(row, completed=now.done_s, total=now.duration_s)
+    rows: list[Any] = []
+
+    def report(progress: TranscribeProgress) -> None:
+        if not rows:
+            rows.append(bars.add_task(escape_controls(audio), total=None))
+        bars.update(rows[0], completed=progress.done_s, total=progress.duration_s)
+
+    return report

@@ -1,14 +1,17 @@
-"""Parts of an audio -> windows in order, several decoded together.
+"""Parts of audios -> windows in order, several decoded together.
 
 An audio is one part, or it comes in parts that were cut at silences. Then the next windows of
-several parts are one batch. All work runs in the thread that asks for a batch. Every window is
-encoded and decoded without knowledge of the others, so a batch may hold windows of any origin.
+several parts, also of several audios, are one batch. All work runs in the thread that asks for a
+batch. Every window is encoded and decoded without knowledge of the others, so a batch may hold
+windows of any origin.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+import mlx.core as mx
 
 from fastwhisper.transcribing.mel import make_silent_window
 from fastwhisper.transcribing.parts import Part
@@ -16,14 +19,14 @@ from fastwhisper.transcribing.window_decoder import WindowDecoder, WindowRef
 from fastwhisper.transcribing.windows import AudioWindows, Prompt, Window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from fastwhisper.transcribing.mel import MelAudio
     from fastwhisper.transcribing.words import WindowBounds
     from fastwhisper.whisper.network import Whisper
     from fastwhisper.whisper.options import DecodeSettings
 
-__all__ = ["Batches", "transcribe_windows"]
+__all__ = ["Batches", "decode_together", "transcribe_windows"]
 
 
 class Batches:
@@ -51,7 +54,6 @@ class Batches:
             check: Called before each token and each pass of the encoder; may raise to cancel.
         """
         self._decoder = WindowDecoder(model, settings, fp16=fp16, check=check)
-        self._size = settings.batch_size
         self._waiting: deque[Part] = deque()
         self._silence: Part | None = None
         self._parts: deque[AudioWindows] = deque()
@@ -60,15 +62,18 @@ class Batches:
         self._is_empty = True
 
     @property
+    def settings(self) -> DecodeSettings:
+        """How to decode."""
+        return self._decoder.settings
+
+    @property
     def is_idle(self) -> bool:
         """Whether there is no part to decode."""
         return not self._waiting and not self._parts
 
-    @property
-    def missing(self) -> int:
-        """Number of parts to read: for the first batch, later for the batch after the next one."""
-        wanted = self._size if self.is_idle else 2 * self._size
-        return wanted - len(self._waiting) - len(self._parts)
+    def __len__(self) -> int:
+        """Return the number of parts that are not done."""
+        return len(self._waiting) + len(self._parts)
 
     def add(self, part: Part) -> None:
         """Add the next part. May be called in any thread, while a batch is decoded.
@@ -86,11 +91,7 @@ class Batches:
         Returns:
             The windows that are done and whose predecessors are done; none if there is none yet.
         """
-        self._take_parts()
-        proposed = [(part, bounds) for part in self._parts if (bounds := part.propose())]
-        if proposed:
-            self._decode(proposed)
-        return list(self._collect())
+        return decode_together([self])[0]
 
     def finish(self) -> list[Window]:
         """Return an empty window if there was none at all; an audio has at least one."""
@@ -104,10 +105,10 @@ class Batches:
         self._is_empty = False
         return [Window((), self._decoder.language, b"", 0.0)]
 
-    def _take_parts(self) -> None:
-        """Begin with parts, until as many as a batch has are not done."""
+    def propose(self, places: int) -> list[_Proposed]:
+        """Return the next window of each part that is begun; begin parts while there are places."""
         # A part that is done and waits for the one before takes no place.
-        places = self._size - sum(part.propose() is not None for part in self._parts)
+        places -= sum(part.propose() is not None for part in self._parts)
         while self._waiting and places > 0:
             self._decoder.check()  # the mel of each part is computed here
             waiting = self._waiting[0]
@@ -115,9 +116,9 @@ class Batches:
             settings = self._decoder.settings
             if is_first:
                 self._decoder.begin(waiting.audio)
-            if self._prompt is None or self._size > 1:
+            if self._prompt is None or settings.batch_size > 1:
                 # In a batch no window waits for the text before it.
-                is_conditioned = settings.condition_on_previous_text and self._size == 1
+                is_conditioned = settings.condition_on_previous_text and settings.batch_size == 1
                 self._prompt = Prompt(
                     self._decoder, is_first=is_first, is_conditioned=is_conditioned
                 )
@@ -128,23 +129,13 @@ class Batches:
             self._parts.append(part)
             self._waiting.popleft()
             places -= 1
+        return [
+            _Proposed(self._decoder, self._done[part], part, bounds)
+            for part in self._parts
+            if (bounds := part.propose())
+        ]
 
-    def _decode(self, proposed: list[tuple[AudioWindows, WindowBounds]]) -> None:
-        """Decode a window of each part."""
-        features = self._decoder.encode(
-            [WindowRef(part.audio, bounds.start_frame, bounds.frames) for part, bounds in proposed]
-        )
-        results = self._decoder.decode(
-            features,
-            [part.build_prompt() for part, _ in proposed],
-            start_frames=[part.offset_frames + bounds.start_frame for part, bounds in proposed],
-        )
-        for n, (part, bounds) in enumerate(proposed):
-            if self._decoder.settings.word_timestamps:
-                self._decoder.check()
-            self._done[part].append(part.accept(bounds, features[n], results[n]))
-
-    def _collect(self) -> Iterator[Window]:
+    def collect(self) -> Iterator[Window]:
         """Yield the windows that are done, in order, and drop the parts that are done."""
         while self._parts:
             part = self._parts[0]
@@ -156,6 +147,61 @@ class Batches:
                 return
             del self._done[part]
             self._parts.popleft()
+
+
+class _Proposed(NamedTuple):
+    """A window that may be decoded.
+
+    Attributes:
+        decoder: The decoder of its audio.
+        done: The windows of its part, to which its result is added.
+        part: Its part.
+        bounds: Where it lies.
+    """
+
+    decoder: WindowDecoder
+    done: list[Window]
+    part: AudioWindows
+    bounds: WindowBounds
+
+
+def decode_together(audios: Sequence[Batches]) -> list[list[Window]]:
+    """Decode a batch: the next windows of several audios, of the first ones first.
+
+    Args:
+        audios: At least one. All share the network and the settings.
+
+    Returns:
+        For each audio the windows that are done and whose predecessors are done.
+    """
+    size = audios[0].settings.batch_size
+    proposed: list[_Proposed] = []
+    for audio in audios:
+        proposed += audio.propose(size - len(proposed))[: size - len(proposed)]
+    if proposed:
+        features = proposed[0].decoder.encode(
+            [WindowRef(p.part.audio, p.bounds.start_frame, p.bounds.frames) for p in proposed]
+        )
+        # The language is one of the tokens that the rows of a batch begin with.
+        for language in dict.fromkeys(p.decoder.language for p in proposed):
+            _decode(features, [p for p in enumerate(proposed) if p[1].decoder.language == language])
+    return [list(audio.collect()) for audio in audios]
+
+
+def _decode(features: mx.array, rows: list[tuple[int, _Proposed]]) -> None:
+    """Decode windows of one language, and keep their results."""
+    decoder = rows[0][1].decoder
+    if len(rows) < len(features):
+        features = features[mx.array([n for n, _ in rows])]
+    results = decoder.decode(
+        features,
+        [p.part.build_prompt() for _, p in rows],
+        start_frames=[p.part.offset_frames + p.bounds.start_frame for _, p in rows],
+    )
+    for n, (_, p) in enumerate(rows):
+        if decoder.settings.word_timestamps:
+            decoder.check()
+        p.done.append(p.part.accept(p.bounds, features[n], results[n]))
 
 
 def transcribe_windows(

@@ -19,7 +19,7 @@ import pytest
 
 from fastwhisper.errors import AudioError
 from fastwhisper.transcribing.samples import load_audio
-from tests.helpers.audio import SAMPLE, SAMPLE_RATE, wav_bytes
+from tests.helpers.audio import SAMPLE, SAMPLE_RATE, SENTENCE, spell, wav_bytes
 from tests.helpers.command import run_command as run
 from tests.helpers.pages import align_weights
 from tests.helpers.reference import import_reference, leave_out_bounds
@@ -195,6 +195,21 @@ def test_several_files_share_one_load_and_a_bad_one_stops_nothing(
     assert re.fullmatch(summary, lines[3])
     assert listed() == ["again.txt", "short.txt"]
     assert out[: len(out) // 2] * 2 == out
+
+
+@pytest.mark.slow
+def test_windows_of_several_files_are_one_batch(
+    tiny_en_ct2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Text comes in the order of the files, and one that is bad fails alone."""
+    broken = tmp_path / "broken.wav"
+    broken.write_bytes(b"RIFF")
+    files = [SAMPLE, broken, SAMPLE, SAMPLE]
+    assert run("transcribe", "--model", tiny_en_ct2, "--batch-size", "3", *files) == 1
+    printed = capsys.readouterr()
+    assert spell(printed.out) == 3 * spell(SENTENCE)
+    assert "broken.wav" in printed.err
+    assert "4 files: 3 transcribed, 1 failed" in printed.err
 
 
 def test_summary_of_one_file(model: Path, short: Path, capsys: pytest.CaptureFixture[str]) -> None:

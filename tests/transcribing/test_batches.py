@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from fastwhisper.transcribing.batches import Batches
+from fastwhisper.transcribing.batches import Batches, decode_together
 from fastwhisper.transcribing.mel import WINDOW_FRAMES, compute_mel
 from fastwhisper.transcribing.parts import Part
 from fastwhisper.transcribing.samples import never_cancel
@@ -491,20 +491,40 @@ def test_cancelled_detection_of_the_language(
     assert len(silent.finish()) == 1
 
 
-# How many parts
+# Several audios
 
 
-def test_missing_parts_fill_the_next_batch(model: Whisper, encoded: list[list[WindowRef]]) -> None:
-    """First one batch is read, then a second one beside it, and places that stay full are none."""
-    batches = make_batches(model, [], batch_size=3, **PLAIN)
-    assert batches.missing == 3
-    for part in [make_part(0, 40), make_part(1, 65), make_part(2)]:
-        batches.add(part)
-    assert batches.missing == 3
-    for number in (3, 4, 5):
-        batches.add(make_part(number))
-    assert batches.missing == 0
-    batches.decode()  # nothing is done but the third part, which waits for the first
-    assert batches.missing == 0
-    batches.decode()  # the first part is done, and one more that took the place of the third
-    assert batches.missing == 1
+def test_windows_of_several_audios_are_one_batch(
+    models: dict[bool, Whisper], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first audio comes first; each has its own windows, as if it were alone."""
+    sizes: list[int] = []
+    real = WindowDecoder.encode
+
+    def encode(decoder: WindowDecoder, windows: Any) -> Any:
+        sizes.append(len(windows))
+        return real(decoder, windows)
+
+    model = models[True]
+    options = {**PLAIN, "language": "en"}
+    alone = [decode_all(model, PARTS[n : n + 2], **options) for n in (0, 2)]
+    monkeypatch.setattr(WindowDecoder, "encode", encode)
+    audios = [make_batches(model, PARTS[n : n + 2], batch_size=3, **options) for n in (0, 2)]
+    together: list[list[Any]] = [[], []]
+    while not all(audio.is_idle for audio in audios):
+        for n, found in enumerate(decode_together(audios)):
+            together[n] += found
+    assert sizes[0] == 3
+    assert max(sizes) <= 3
+    assert [as_rounded(windows) for windows in together] == [as_rounded(each) for each in alone]
+
+
+def test_audios_of_several_languages_are_one_batch(models: dict[bool, Whisper]) -> None:
+    """The encoder takes them together; each is decoded in its own language."""
+    model = models[True]
+    audios = [
+        make_batches(model, [part], batch_size=4, **{**PLAIN, "language": language})
+        for part, language in zip(PARTS[:3], ("en", "de", "en"), strict=True)
+    ]
+    found = decode_together(audios)
+    assert [windows[0].language for windows in found if windows] == ["en", "de", "en"]
