@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     )
     from fastwhisper.loading.load import load
     from fastwhisper.loading.readiness import LoadResult, Readiness
+    from fastwhisper.model_pool import ModelPool, pool
     from fastwhisper.session import Session, open
     from fastwhisper.sources.table import resolve_repo
     from fastwhisper.values import (
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
         LoadOverrides,
         LoadStats,
         ModulePrecision,
+        PooledModel,
         Progress,
         Quantization,
         Ready,
@@ -78,8 +80,10 @@ __all__ = [
     "LoadingTimeoutError",
     "ModelNotFoundError",
     "ModelNotReadyError",
+    "ModelPool",
     "ModulePrecision",
     "NotEnoughMemoryError",
+    "PooledModel",
     "Progress",
     "Quantization",
     "QuantizationFallbackError",
@@ -101,6 +105,7 @@ __all__ = [
     "load",
     "load_model",
     "open",
+    "pool",
     "read_shards",
     "resolve_repo",
 ]
@@ -108,6 +113,7 @@ __all__ = [
 _MODULES = {
     "Checkpoint": "checkpoint.plan",
     "LoadResult": "loading.readiness",
+    "ModelPool": "model_pool",
     "Readiness": "loading.readiness",
     "Session": "session",
     "apply_params": "whisper.params",
@@ -116,6 +122,7 @@ _MODULES = {
     "load": "loading.load",
     "load_model": "compat",
     "open": "session",
+    "pool": "model_pool",
     "read_shards": "checkpoint.read",
     "resolve_repo": "sources.table",
 }

@@ -200,26 +200,31 @@ class ModelNotReadyError(FastWhisperError, RuntimeError):
 
 
 class NotEnoughMemoryError(FastWhisperError, MemoryError):
-    """A model needs more memory than this process may use. Nothing of it was read.
+    """A model needs more memory than this process or a pool may use. Nothing of it was read.
 
     Attributes:
-        model: The directory of the model.
-        needed_bytes: Bytes of its weights in memory, and what the process uses already.
-        limit_bytes: The most that the container allows.
+        model: The model, or its directory.
+        needed_bytes: Bytes of its weights in memory; for a container also what the process uses
+            already.
+        limit_bytes: The most that is allowed.
+        limit: Whose limit it is.
     """
 
-    def __init__(self, model: str, needed_bytes: int, limit_bytes: int) -> None:
-        super().__init__(model, needed_bytes, limit_bytes)
+    def __init__(
+        self, model: str, needed_bytes: int, limit_bytes: int, limit: str = "its container"
+    ) -> None:
+        super().__init__(model, needed_bytes, limit_bytes, limit)
         self.model = model
         self.needed_bytes = needed_bytes
         self.limit_bytes = limit_bytes
+        self.limit = limit
 
     def __str__(self) -> str:
         return (
-            f"{self.model}: the model needs {self.needed_bytes / 2**20:.0f} MiB of memory together "
-            "with what this process uses already, and its container allows "
-            f"{self.limit_bytes / 2**20:.0f} MiB; raise that limit, or choose a smaller model or "
-            "quant='int4'"
+            f"{self.model}: the model needs {self.needed_bytes / 2**20:.0f} MiB of memory"
+            f"{' together with what this process uses already' * (self.limit == 'its container')}, "
+            f"and {self.limit} allows {self.limit_bytes / 2**20:.0f} MiB; raise that limit, or "
+            "choose a smaller model or quant='int4'"
         )
 
 

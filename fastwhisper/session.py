@@ -14,7 +14,7 @@ from fastwhisper.engine.threads import Lane
 from fastwhisper.errors import ModelNotReadyError, SessionClosedError
 from fastwhisper.listen import LiveStream
 from fastwhisper.stream import SegmentStream, detach, detect_language, warn_caller
-from fastwhisper.values import LoadOptions
+from fastwhisper.values import Closed, LoadOptions, Ready
 
 if TYPE_CHECKING:
     import os
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         Transcription,
         WhisperModel,
     )
+    from fastwhisper.whisper.network import Whisper
     from fastwhisper.whisper.options import Task, TranscribeOptions
 
 __all__ = ["Session", "open"]
@@ -80,8 +81,7 @@ async def open(
         RuntimeError: With `background`, another task has left the block.
     """
     tasks.hold_interrupts()
-    load_task = await threads.run(_import_load_task, Lane.FILES)
-    task = await load_task.prepare(model, options, on_progress, overrides)
+    task = await prepare_load(model, options, on_progress, overrides)
     session = Session(task)
     try:
         if task.options.background:
@@ -90,13 +90,27 @@ async def open(
                 try:
                     yield session
                 finally:
-                    session.close()
+                    task.readiness.close()
+                    session.leave()
         else:
             await task.run(owned=True)
             yield session
     finally:
-        session.close()
+        task.readiness.close()
+        session.leave()
         await session.settle()
+        await task.release()
+
+
+async def prepare_load(
+    model: WhisperModel | str | os.PathLike[str],
+    options: LoadOptions,
+    on_progress: Callable[[Progress], object] | None,
+    overrides: LoadOverrides,
+) -> LoadTask:
+    """Check the arguments of a load, and return it; see `LoadTask.prepare`."""
+    load_task = await threads.run(_import_load_task, Lane.FILES)
+    return await load_task.prepare(model, options, on_progress, overrides)
 
 
 def _import_load_task() -> type[LoadTask]:
@@ -116,6 +130,7 @@ class Session:
 
     def __init__(self, task: LoadTask) -> None:
         self._load = task
+        self._is_left = False
         self._running: set[anyio.CancelScope] = set()
         self._idle = anyio.Event()
         self._streams: WeakSet[SegmentStream] = WeakSet()
@@ -138,12 +153,12 @@ class Session:
     @property
     def state(self) -> LoadingState:
         """The state of the load. It may be read from any thread."""
-        return self._load.readiness.state
+        return Closed() if self._is_left else self._load.readiness.state
 
     @property
     def is_ready(self) -> bool:
         """Whether the model can be used. It may be read from any thread."""
-        return self._load.readiness.is_ready
+        return isinstance(self.state, Ready)
 
     async def wait_until_ready(self, timeout: float | None = 30.0) -> LoadStats:  # noqa: ASYNC109  the contract
         """Wait until the model can be used. Always a cancellation point.
@@ -160,6 +175,8 @@ class Session:
             SessionClosedError: The session was left.
             RuntimeError: The model is loading on another event loop.
         """
+        if self._is_left:
+            raise SessionClosedError(self._load.model_name)
         return await self._load.readiness.wait(timeout)
 
     async def transcribe(
@@ -227,7 +244,7 @@ class Session:
         """
         from fastwhisper.whisper.start import read_settings  # noqa: PLC0415  not needed to load
 
-        dims = self._load.readiness.model().dims
+        dims = self._find_model().dims
         settings = read_settings(
             dims.n_vocab, dims.n_text_ctx, language=language, task=task, seed=seed, **options
         )
@@ -323,13 +340,13 @@ class Session:
             SessionClosedError: The session was left, before or during the call.
             AudioError: The audio can't be used.
         """
-        self._load.readiness.model()
+        self._find_model()
         return await detect_language(self._load, self._run, audio)
 
     @tasks.uninterrupted
     async def _run(self, function: Callable[[], T], lane: Lane) -> T:
         """Run a function in an engine thread, until the session is left."""
-        self._load.readiness.model()
+        self._find_model()
         with anyio.CancelScope() as scope:
             self._running.add(scope)
             try:
@@ -340,16 +357,22 @@ class Session:
                     self._idle.set()
         raise SessionClosedError(self._load.model_name)
 
-    def close(self) -> None:
-        """Drop the weights, wake every wait and stop all work. May be called twice."""
-        self._load.readiness.close()
+    def _find_model(self) -> Whisper:
+        """Return the network of a session that is ready and not left."""
+        if self._is_left:
+            raise SessionClosedError(self._load.model_name)
+        return self._load.readiness.model()
+
+    def leave(self) -> None:
+        """Stop all work of this session. May be called twice."""
+        self._is_left = True
         for scope in self._running:
             scope.cancel()
         for stream in self._listening:
             stream.leave()
 
     async def settle(self) -> None:
-        """Wait for the end of all work, and return the memory. Can't be cancelled."""
+        """Wait for the end of all work. Can't be cancelled."""
         with anyio.CancelScope(shield=True):
             while self._running:
                 self._idle = anyio.Event()
@@ -358,4 +381,3 @@ class Session:
                 stream.close()
             for live in list(self._listening):
                 await live.settle()
-            await self._load.release()

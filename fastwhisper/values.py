@@ -17,6 +17,7 @@ __all__ = [
     "Loading",
     "LoadingState",
     "ModulePrecision",
+    "PooledModel",
     "Progress",
     "Quantization",
     "QuantizationName",
@@ -253,6 +254,25 @@ class Closed:
 
 
 LoadingState = Loading | Ready | Failed | Closed
+
+
+@dataclass(frozen=True, slots=True)
+class PooledModel:
+    """A model of a pool.
+
+    Attributes:
+        model_name: The name that was given.
+        state: The state of its load; `Closed` while its memory is being returned.
+        bytes: Bytes of its weights that count; 0 while it waits for room.
+        borrowers: Those who use it or wait for it.
+        idle_s: Seconds since the last of them left; 0 while there is one.
+    """
+
+    model_name: str
+    state: LoadingState
+    bytes: int
+    borrowers: int
+    idle_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,10 +27,12 @@ LAYERS = {
     "session": 7,
     "compat": 7,
     "quantizing": 7,
-    "cli": 8,
-    "freezing": 8,
-    "__main__": 9,
-    "__init__": 10,
+    "model_pool": 8,
+    "fleet": 8,
+    "cli": 9,
+    "freezing": 9,
+    "__main__": 10,
+    "__init__": 11,
 }
 """The layer of each room. A room imports rooms of lower layers only; types count too."""
 

@@ -10,12 +10,17 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["find_huge_page_bytes", "find_limit_bytes", "find_resident_bytes"]
+__all__ = ["find_huge_page_bytes", "find_limit_bytes", "find_resident_bytes", "is_short"]
 
 CONTROL_GROUPS: Final = Path("/sys/fs/cgroup")
 MEMBERSHIP: Final = Path("/proc/self/cgroup")
 STATISTICS: Final = Path("/proc/self/statm")
 MAPPINGS: Final = Path("/proc/self/smaps_rollup")
+
+PRESSURE: Final = Path("/proc/pressure/memory")
+
+_SHORT_PERCENT: Final = 10.0
+"""Memory is short if some task waited for it in so much of the last 10 s."""
 
 _NO_LIMIT_BYTES: Final = 1 << 60
 """A larger number is none: version 1 writes 2^63 less a page."""
@@ -69,3 +74,25 @@ def find_huge_page_bytes() -> int:
         return int(sizes.split()[0]) << 10
     except (OSError, ValueError, IndexError):
         return 0
+
+
+def is_short() -> bool:
+    """Return whether tasks of this machine or this container wait for memory.
+
+    False where the system does not say it: before Linux 4.20, without pressure stall information,
+    and elsewhere.
+
+    Source:
+        Linux, Documentation/accounting/psi.rst.
+    """
+    groups = [group / "memory.pressure" for group, name in _list_groups() if name == "memory.max"]
+    return any(_read_pressure(file) >= _SHORT_PERCENT for file in [PRESSURE, *groups])
+
+
+def _read_pressure(file: Path) -> float:
+    """Return the share of the last 10 s in which some task waited, in percent."""
+    with suppress(OSError, ValueError):
+        some, _, _ = file.read_text(errors="replace").partition("\n")
+        fields = dict(field.partition("=")[::2] for field in some.split())
+        return float(fields.get("avg10", 0.0))
+    return 0.0

@@ -31,7 +31,7 @@ from fastwhisper.values import LoadOptions, LoadStats, Span
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     import mlx.core as mx
     from anyio.abc import TaskGroup, TaskStatus
@@ -102,6 +102,7 @@ class LoadTask:
         built: The network, once it is built. `threads.release` empties the list.
         follow_up: What was queued on the engine after ready, for `threads.release`.
         compiling: Steps of the warm-up that compile kernels for longer than ready waits.
+        admit: Called with the bytes of the weights before they are read; may wait or raise.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class LoadTask:
         self.built: list[Whisper] = []
         self.follow_up: list[tuple[Job[None], anyio.Event]] = []
         self.compiling: list[Job[None]] = []
+        self.admit: Callable[[int], Awaitable[None]] | None = None
         self._model = model
         self._quant_given = quant_given
         self._meter = Meter(on_progress)
@@ -154,10 +156,7 @@ class LoadTask:
 
     @tasks.uninterrupted
     async def run(
-        self,
-        *,
-        owned: bool = False,
-        task_status: TaskStatus[LoadResult] | None = None,
+        self, *, owned: bool = False, task_status: TaskStatus[LoadResult] | None = None
     ) -> LoadResult:
         """Load the model: locate its files, finish, then queue the follow-up on the engine.
 
@@ -230,8 +229,8 @@ class LoadTask:
     async def _locate(self) -> tuple[LoadResult, Checkpoint]:
         """Find the files, download them if needed, and inspect them: the precision is known."""
         self._meter.report("resolve", 0, None)
-        find_local = partial(find.find_local, self._model, self.options)
-        location = await self._run_stage("locate", find_local, Lane.FILES)
+        look = partial(find.find_local, self._model, self.options)
+        location = await self._run_stage("locate", look, Lane.FILES)
         if location is None:
             with self._span("download"):
                 location = await self._download()
@@ -289,13 +288,14 @@ class LoadTask:
         """
         wanted = self.options.warm_up
         if backend.may_have_gpu() if wanted is None else wanted:
-            prepare = partial(stages.prepare_text, checkpoint)
-            await self._run_stage("tokenizer", prepare, Lane.FILES)
+            await self._run_stage("tokenizer", partial(stages.prepare_text, checkpoint), Lane.FILES)
 
     async def _compute(self, checkpoint: Checkpoint) -> None:
         prepare = partial(_prepare, checkpoint, self.options)
         compute, warm_up, before_bytes = await threads.run(prepare, Lane.READ)
         self._chosen, self.dtype = compute, compute.dtype
+        if self.admit is not None:
+            await self.admit(checkpoint.count_bytes(compute.dtype))
         shares = checkpoint.split(threads.READERS)
         self._lanes = len(shares)
         await tasks.side_by_side(
@@ -304,8 +304,8 @@ class LoadTask:
             *(partial(self._read, compute, share) for share in shares),
         )
         # Not in the compute lane, where the warm-up may still compile.
-        apply = partial(self._apply, compute)
-        self._huge_page_bytes = await self._run_stage("apply", apply, Lane.READ) - before_bytes
+        found_bytes = await self._run_stage("apply", partial(self._apply, compute), Lane.READ)
+        self._huge_page_bytes = found_bytes - before_bytes
 
     async def _read(self, compute: Compute, share: Checkpoint) -> None:
         read = partial(compute.read, share, on_group=self._count, on_mapped=self._mapped.append)

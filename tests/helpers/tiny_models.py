@@ -325,7 +325,9 @@ def write_model(
     return write_arrays(directory, arrays, config, layout=layout, dimensions=dimensions)
 
 
-def write_babbler(directory: Path, *, multilingual: bool, dtype: str = "float32") -> Path:
+def write_babbler(
+    directory: Path, *, multilingual: bool, dtype: str = "float32", seed: int = 0
+) -> Path:
     """Write a one-layer model of random weights that says words and times in turn.
 
     With plain random weights no token is likely, so times would always win: the rules compare
@@ -334,7 +336,7 @@ def write_babbler(directory: Path, *, multilingual: bool, dtype: str = "float32"
     saying one token again and again.
     """
     dimensions = replace(MULTILINGUAL if multilingual else SPEAKING, n_text_ctx=_BABBLER_TOKENS)
-    arrays = make_arrays(dimensions, dtype="float32")
+    arrays = make_arrays(dimensions, dtype="float32", seed=seed)
     arrays["decoder.ln.weight"] *= 8
     arrays["decoder.token_embedding.weight"] *= 3
     arrays["decoder.positional_embedding"] *= 30
