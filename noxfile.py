@@ -202,6 +202,15 @@ def browser(session: nox.Session) -> None:
     session.run("python", "-m", "tests.browser.live_page", *picture)
 
 
+@nox.session
+def fleet(session: nox.Session) -> None:
+    """Transcribe on a Ray cluster of two actors on this machine; needs the group `fleet`."""
+    # Ray must not make an environment of its own out of the one of `uv run`.
+    session.run(
+        "python", "-m", "tests.fleet.ray_cluster", env={"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    )
+
+
 REPORT = Path("metal-report.txt")
 MAC_COMMANDS = [
     "sw_vers",

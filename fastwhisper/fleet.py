@@ -1,0 +1,251 @@
+"""Transcription of rows for the engines that spread them over machines: Ray Data, Spark, Daft.
+
+No engine is imported here: a `Transcriber` is a plain object that can be called and pickled.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import partial
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
+
+import numpy as np
+from anyio.from_thread import start_blocking_portal
+
+from fastwhisper.errors import AudioError, LoadingFailedError
+from fastwhisper.session import open as open_session
+from fastwhisper.stream import read_ahead
+from fastwhisper.transcribing.resampling import resample
+from fastwhisper.transcribing.samples import to_samples
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from typing import Unpack
+
+    from anyio.from_thread import BlockingPortal
+
+    from fastwhisper.session import Session
+    from fastwhisper.transcribing.samples import AudioSource
+    from fastwhisper.values import LoadOverrides, Segment, Transcription, WhisperModel
+
+    Arguments: TypeAlias = tuple[
+        WhisperModel | str | os.PathLike[str], dict[str, Any], LoadOverrides
+    ]
+
+__all__ = ["Transcriber"]
+
+_SOURCES: Final = ("audio", "bytes", "path")
+"""Columns that hold recordings. The first one that is there is used."""
+
+_RESULTS: Final = ("text", "language", "duration_s", "segments", "error")
+_BATCH_SIZE: Final = 8
+_SAMPLE_RATE: Final = 16_000
+
+
+class Transcriber:
+    """Transcribes batches of rows: the callable class of `map_batches`, or a function by hand.
+
+    The model opens in the background as soon as the object is made, and stays open until `close`
+    or the end of the process. A pickled object holds its arguments; its copy opens the model at
+    its first batch. Windows of several rows are decoded together, and the next rows are read
+    meanwhile. One thread at a time may call it.
+    """
+
+    def __init__(
+        self,
+        model: WhisperModel | str | os.PathLike[str],
+        *,
+        transcribe: Mapping[str, Any] | None = None,
+        **overrides: Unpack[LoadOverrides],
+    ) -> None:
+        """Begin to open a model.
+
+        Args:
+            model: As for `open`.
+            transcribe: Options of `Session.transcribe`, such as `language`. `batch_size` is 8
+                unless it is given.
+            **overrides: Single fields of `LoadOptions`.
+
+        Raises:
+            FastWhisperError: As for `open(background=True)`.
+        """
+        self._arguments: Arguments = (model, dict(transcribe or {}), overrides)
+        self._stack = ExitStack()
+        self._opened: tuple[BlockingPortal, Session] | None = None
+        self._open()
+
+    def __getstate__(self) -> Arguments:
+        return self._arguments
+
+    def __setstate__(self, arguments: Arguments) -> None:
+        self._arguments = arguments
+        self._stack = ExitStack()
+        self._opened = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Return the memory of the model. The next batch would open it again."""
+        self._opened = None
+        self._stack.close()
+
+    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        """Transcribe a batch.
+
+        Args:
+            batch: Columns of equal length. `audio` holds mono samples, with `sampling_rate` in Hz
+                if it is not 16 kHz; `bytes` a whole media file; `path` the path of one. The first
+                of the three that is there is used.
+
+        Returns:
+            All other columns as they are, also a `path` that was used, and: `text`; `language`, its
+            code; `duration_s`; `segments`, dictionaries with `start_s`, `end_s`, `text` and, if
+            word times are asked for, `words`; `error`. A recording that can't be used has its
+            message in `error`, and no text. Otherwise `error` is empty.
+
+        Raises:
+            ValueError: There is no column of recordings, one is named like a result, or the
+                columns have not the same length.
+            FastWhisperError: The model can't be opened.
+        """
+        source = _check_columns(batch)
+        portal, session = self._open()
+        rows = portal.call(partial(self._transcribe, session, list(_read_rows(batch, source))))
+        used = {"audio", "sampling_rate"} if source == "audio" else {source} - {"path"}
+        kept = {name: list(column) for name, column in batch.items() if name not in used}
+        return kept | {name: [row[name] for row in rows] for name in _RESULTS}
+
+    def _open(self) -> tuple[BlockingPortal, Session]:
+        """Open the model in the background, on an event loop in a thread of its own."""
+        if self._opened is None:
+            model, _, given = self._arguments
+            overrides: LoadOverrides = {**given, "background": True}
+            with ExitStack() as stack:
+                portal = stack.enter_context(start_blocking_portal())
+                opening = open_session(model, **overrides)
+                session = stack.enter_context(portal.wrap_async_context_manager(opening))
+                self._stack = stack.pop_all()
+            self._opened = portal, session
+        return self._opened
+
+    async def _transcribe(
+        self, session: Session, sources: list[AudioSource | AudioError]
+    ) -> list[dict[str, Any]]:
+        try:
+            await session.wait_until_ready(None)
+        except LoadingFailedError as error:
+            raise error.__cause__ or error from None
+        options: dict[str, Any] = {"batch_size": _BATCH_SIZE} | self._arguments[1]
+        rows: list[dict[str, Any]] = []
+        usable = [source for source in sources if not isinstance(source, AudioError)]
+        streams = read_ahead(session.stream(source, **options) for source in usable)
+        for source in sources:
+            if isinstance(source, AudioError):
+                rows.append(_describe_failure(source))
+                continue
+            stream = next(streams)
+            try:
+                while await stream.decode_window():
+                    pass
+                rows.append(_describe(stream.so_far))
+            except (AudioError, OSError) as error:
+                rows.append(_describe_failure(error))
+        return rows
+
+
+def _check_columns(batch: Mapping[str, Sequence[Any]]) -> str:
+    """Check the columns of a batch, and return the name of the one with recordings."""
+    for name in _RESULTS:
+        if name in batch:
+            raise ValueError(
+                f"the batch has a column {name!r}, which is the name of a result; rename it"
+            )
+    source = next((name for name in _SOURCES if name in batch), None)
+    if source is None:
+        raise ValueError(
+            f"the batch has no recordings: give a column 'path', 'bytes' or 'audio'; it has "
+            f"{', '.join(map(repr, batch)) or 'none'}"
+        )
+    if len({len(column) for column in batch.values()}) > 1:
+        lengths = ", ".join(f"{name!r} {len(column)}" for name, column in batch.items())
+        raise ValueError(f"the columns of the batch have different lengths: {lengths}")
+    return source
+
+
+def _read_rows(
+    batch: Mapping[str, Sequence[Any]], source: str
+) -> Iterator[AudioSource | AudioError]:
+    """Yield each recording as `Session.stream` takes it, or why it can't."""
+    rates = batch.get("sampling_rate", ())
+    for n, value in enumerate(batch[source]):
+        try:
+            if source == "path":
+                yield _read_path(value)
+            elif source == "bytes":
+                yield _read_bytes(value)
+            else:
+                yield _read_samples(value, rates[n] if len(rates) else _SAMPLE_RATE)
+        except AudioError as error:
+            yield error
+
+
+def _read_path(value: Any) -> AudioSource:
+    if isinstance(value, (str, os.PathLike)):
+        return value if isinstance(value, os.PathLike) else str(value)
+    raise AudioError(f"path of type {type(value).__name__}", "give the path of a media file")
+
+
+def _read_bytes(value: Any) -> AudioSource:
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return BytesIO(value)
+    raise AudioError(f"bytes of type {type(value).__name__}", "give the bytes of a media file")
+
+
+def _read_samples(value: Any, rate: Any) -> AudioSource:
+    """Return float32 samples at 16 kHz."""
+    try:
+        samples = np.asarray(value)
+        whole_rate = int(rate)
+    except (TypeError, ValueError) as error:
+        raise AudioError("audio", f"{error}; give mono samples and their sampling rate") from error
+    if samples.dtype == np.float64:  # what engines make of a list
+        samples = samples.astype(np.float32)
+    samples = to_samples(samples)
+    return resample(samples, whole_rate)
+
+
+def _describe(result: Transcription | None) -> dict[str, Any]:
+    """Return the results of a row."""
+    if result is None:
+        raise RuntimeError("an audio has at least one window")
+    return {
+        "text": result.text,
+        "language": result.language,
+        "duration_s": result.duration_s,
+        "segments": [_describe_segment(segment) for segment in result.segments],
+        "error": "",
+    }
+
+
+def _describe_segment(segment: Segment) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "start_s": segment.start_s,
+        "end_s": segment.end_s,
+        "text": segment.text,
+    }
+    if segment.words is not None:
+        shown["words"] = [asdict(word) for word in segment.words]
+    return shown
+
+
+def _describe_failure(error: Exception) -> dict[str, Any]:
+    """Return the results of a row whose recording can't be used."""
+    # Empty, and not None: a column of None alone has no type in Arrow.
+    return {"text": "", "language": "", "duration_s": 0.0, "segments": [], "error": str(error)}
