@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     )
     from fastwhisper.loading.load import load
     from fastwhisper.loading.readiness import LoadResult, Readiness
-    from fastwhisper.model_pool import ModelPool, pool
+    from fastwhisper.pooling.pool import ModelPool, pool
     from fastwhisper.session import Session, open
     from fastwhisper.sources.table import resolve_repo
     from fastwhisper.values import (
@@ -113,7 +113,7 @@ __all__ = [
 _MODULES = {
     "Checkpoint": "checkpoint.plan",
     "LoadResult": "loading.readiness",
-    "ModelPool": "model_pool",
+    "ModelPool": "pooling.pool",
     "Readiness": "loading.readiness",
     "Session": "session",
     "apply_params": "whisper.params",
@@ -122,7 +122,7 @@ _MODULES = {
     "load": "loading.load",
     "load_model": "compat",
     "open": "session",
-    "pool": "model_pool",
+    "pool": "pooling.pool",
     "read_shards": "checkpoint.read",
     "resolve_repo": "sources.table",
 }

@@ -5,12 +5,14 @@ No engine is imported here: a `Transcriber` is a plain object that can be called
 
 from __future__ import annotations
 
+import atexit
 import os
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
+from weakref import ref
 
 import numpy as np
 from anyio.from_thread import start_blocking_portal
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
     from fastwhisper.session import Session
     from fastwhisper.transcribing.samples import AudioSource
-    from fastwhisper.values import LoadOverrides, Segment, Transcription, WhisperModel
+    from fastwhisper.values import LoadOverrides, Transcription, WhisperModel
 
     Arguments: TypeAlias = tuple[
         WhisperModel | str | os.PathLike[str], dict[str, Any], LoadOverrides
@@ -73,8 +75,7 @@ class Transcriber:
             FastWhisperError: As for `open(background=True)`.
         """
         self._arguments: Arguments = (model, dict(transcribe or {}), overrides)
-        self._stack = ExitStack()
-        self._opened: tuple[BlockingPortal, Session] | None = None
+        self._reset()
         self._open()
 
     def __getstate__(self) -> Arguments:
@@ -82,8 +83,12 @@ class Transcriber:
 
     def __setstate__(self, arguments: Arguments) -> None:
         self._arguments = arguments
+        self._reset()
+
+    def _reset(self) -> None:
         self._stack = ExitStack()
-        self._opened = None
+        self._opened: tuple[BlockingPortal, Session] | None = None
+        self._at_exit = partial(_close, ref(self))
 
     def __enter__(self) -> Self:
         return self
@@ -94,6 +99,7 @@ class Transcriber:
     def close(self) -> None:
         """Return the memory of the model. The next batch would open it again."""
         self._opened = None
+        atexit.unregister(self._at_exit)
         self._stack.close()
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
@@ -133,6 +139,8 @@ class Transcriber:
                 session = stack.enter_context(portal.wrap_async_context_manager(opening))
                 self._stack = stack.pop_all()
             self._opened = portal, session
+            # When the interpreter has ended threads, nobody could stop the event loop any more.
+            atexit.register(self._at_exit)
         return self._opened
 
     async def _transcribe(
@@ -143,6 +151,7 @@ class Transcriber:
         except LoadingFailedError as error:
             raise error.__cause__ or error from None
         options: dict[str, Any] = {"batch_size": _BATCH_SIZE} | self._arguments[1]
+        with_words = bool(options.get("word_timestamps"))
         rows: list[dict[str, Any]] = []
         usable = [source for source in sources if not isinstance(source, AudioError)]
         streams = read_ahead(session.stream(source, **options) for source in usable)
@@ -154,10 +163,16 @@ class Transcriber:
             try:
                 while await stream.decode_window():
                     pass
-                rows.append(_describe(stream.so_far))
-            except (AudioError, OSError) as error:
+                rows.append(_describe(stream.so_far, with_words=with_words))
+            except (AudioError, MemoryError, OSError, UserWarning) as error:
                 rows.append(_describe_failure(error))
         return rows
+
+
+def _close(transcriber: ref[Transcriber]) -> None:
+    """Close a transcriber that is still there."""
+    if (still := transcriber()) is not None:
+        still.close()
 
 
 def _check_columns(batch: Mapping[str, Sequence[Any]]) -> str:
@@ -183,22 +198,27 @@ def _read_rows(
     batch: Mapping[str, Sequence[Any]], source: str
 ) -> Iterator[AudioSource | AudioError]:
     """Yield each recording as `Session.stream` takes it, or why it can't."""
-    rates = batch.get("sampling_rate", ())
-    for n, value in enumerate(batch[source]):
+    values = list(batch[source])  # a column of pandas has labels, which are no positions
+    rates = list(batch.get("sampling_rate", [_SAMPLE_RATE] * len(values)))
+    for value, rate in zip(values, rates, strict=True):
         try:
             if source == "path":
                 yield _read_path(value)
             elif source == "bytes":
                 yield _read_bytes(value)
             else:
-                yield _read_samples(value, rates[n] if len(rates) else _SAMPLE_RATE)
+                yield _read_samples(value, rate)
         except AudioError as error:
             yield error
+        except (ArithmeticError, BufferError, MemoryError, TypeError, ValueError) as error:
+            yield AudioError(source, f"{type(error).__name__}: {error}")
 
 
 def _read_path(value: Any) -> AudioSource:
-    if isinstance(value, (str, os.PathLike)):
-        return value if isinstance(value, os.PathLike) else str(value)
+    if isinstance(value, os.PathLike):
+        return value
+    if isinstance(value, str):
+        return str(value)
     raise AudioError(f"path of type {type(value).__name__}", "give the path of a media file")
 
 
@@ -210,39 +230,34 @@ def _read_bytes(value: Any) -> AudioSource:
 
 def _read_samples(value: Any, rate: Any) -> AudioSource:
     """Return float32 samples at 16 kHz."""
-    try:
-        samples = np.asarray(value)
-        whole_rate = int(rate)
-    except (TypeError, ValueError) as error:
-        raise AudioError("audio", f"{error}; give mono samples and their sampling rate") from error
+    samples = np.asarray(value)
     if samples.dtype == np.float64:  # what engines make of a list
         samples = samples.astype(np.float32)
     samples = to_samples(samples)
-    return resample(samples, whole_rate)
+    try:
+        return resample(samples, int(rate))
+    except (OverflowError, TypeError, ValueError) as error:
+        raise AudioError(f"samples at {rate!r} Hz", "give their sampling rate in Hz") from error
 
 
-def _describe(result: Transcription | None) -> dict[str, Any]:
+def _describe(result: Transcription | None, *, with_words: bool) -> dict[str, Any]:
     """Return the results of a row."""
     if result is None:
         raise RuntimeError("an audio has at least one window")
+    segments: list[dict[str, Any]] = [
+        {"start_s": segment.start_s, "end_s": segment.end_s, "text": segment.text}
+        for segment in result.segments
+    ]
+    if with_words:
+        for shown, segment in zip(segments, result.segments, strict=True):
+            shown["words"] = [asdict(word) for word in segment.words or ()]
     return {
         "text": result.text,
         "language": result.language,
         "duration_s": result.duration_s,
-        "segments": [_describe_segment(segment) for segment in result.segments],
+        "segments": segments,
         "error": "",
     }
-
-
-def _describe_segment(segment: Segment) -> dict[str, Any]:
-    shown: dict[str, Any] = {
-        "start_s": segment.start_s,
-        "end_s": segment.end_s,
-        "text": segment.text,
-    }
-    if segment.words is not None:
-        shown["words"] = [asdict(word) for word in segment.words]
-    return shown
 
 
 def _describe_failure(error: Exception) -> dict[str, Any]:

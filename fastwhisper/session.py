@@ -126,11 +126,15 @@ def _import_load_task() -> type[LoadTask]:
 
 
 class Session:
-    """An open model. `open` makes it; any number of tasks of its event loop may use it."""
+    """An open model. `open` makes it; any number of tasks of its event loop may use it.
+
+    Attributes:
+        is_left: Whether its block was left.
+    """
 
     def __init__(self, task: LoadTask) -> None:
         self._load = task
-        self._is_left = False
+        self.is_left = False
         self._running: set[anyio.CancelScope] = set()
         self._idle = anyio.Event()
         self._streams: WeakSet[SegmentStream] = WeakSet()
@@ -153,7 +157,7 @@ class Session:
     @property
     def state(self) -> LoadingState:
         """The state of the load. It may be read from any thread."""
-        return Closed() if self._is_left else self._load.readiness.state
+        return Closed() if self.is_left else self._load.readiness.state
 
     @property
     def is_ready(self) -> bool:
@@ -175,9 +179,12 @@ class Session:
             SessionClosedError: The session was left.
             RuntimeError: The model is loading on another event loop.
         """
-        if self._is_left:
+        if self.is_left:
             raise SessionClosedError(self._load.model_name)
-        return await self._load.readiness.wait(timeout)
+        stats = await self._load.readiness.wait(timeout)
+        if self.is_left:
+            raise SessionClosedError(self._load.model_name)
+        return stats
 
     async def transcribe(
         self,
@@ -359,13 +366,13 @@ class Session:
 
     def _find_model(self) -> Whisper:
         """Return the network of a session that is ready and not left."""
-        if self._is_left:
+        if self.is_left:
             raise SessionClosedError(self._load.model_name)
         return self._load.readiness.model()
 
     def leave(self) -> None:
         """Stop all work of this session. May be called twice."""
-        self._is_left = True
+        self.is_left = True
         for scope in self._running:
             scope.cancel()
         for stream in self._listening:
@@ -375,7 +382,8 @@ class Session:
         """Wait for the end of all work. Can't be cancelled."""
         with anyio.CancelScope(shield=True):
             while self._running:
-                self._idle = anyio.Event()
+                if self._idle.is_set():  # otherwise somebody waits for it already
+                    self._idle = anyio.Event()
                 await self._idle.wait()
             for stream in self._streams:
                 stream.close()

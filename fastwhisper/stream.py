@@ -8,7 +8,7 @@ import warnings
 from collections import deque
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 
 import anyio
 import anyio.lowlevel
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     Run: TypeAlias = Callable[[Callable[[], Any], Lane], Coroutine[Any, Any, Any]]
 
 __all__ = ["SegmentStream", "detach", "detect_language", "read_ahead", "warn_caller"]
+
+_WINDOW_S: Final = 30.0
 
 
 def _nobody(_: int) -> Sequence[SegmentStream]:
@@ -116,7 +118,10 @@ class SegmentStream:
     async def _go_on(self, audio: OpenAudio) -> None:
         """Read parts, or decode a batch, or both side by side; also of the streams that follow."""
         size = self._settings.batch_size
-        others = list(self._follow(2 * size))
+        # Without batches a file is read as a whole, which its predecessor waits for: so beside the
+        # last window only.
+        is_near = size > 1 or (audio.is_read and audio.duration_s - audio.done_s <= _WINDOW_S)
+        others = list(self._follow(2 * size)) if is_near else []
         opened = [other for stream in others if (other := stream.opened) and not other.has_ended]
         waiting = sum(one.waiting for one in (audio, *opened))
         if not audio.waiting and audio.failure is not None:
@@ -173,24 +178,53 @@ def _read(streams: Sequence[SegmentStream], count: int) -> None:
 
 
 def read_ahead(streams: Iterable[SegmentStream]) -> Iterator[SegmentStream]:
-    """Yield streams. What follows one is read, and decoded in the same batches, while it is used.
+    """Return streams. What follows one is read, and decoded in the same batches, meanwhile.
 
     Args:
-        streams: Streams of one session with the same options but for `seed`. As many are taken
-            ahead as two batches need.
+        streams: Streams of one session with the same options. As many are taken ahead as two
+            batches need. What it raises is raised where that stream would come.
     """
-    coming = iter(streams)
-    line: deque[SegmentStream] = deque()
+    return _Line(iter(streams))
 
-    def follow(count: int) -> list[SegmentStream]:
-        line.extend(islice(coming, max(0, count - len(line))))
-        return list(islice(line, count))
 
-    while follow(1):
-        stream = line.popleft()
-        stream.follow_with(follow)
-        yield stream
-        stream.follow_with(_nobody)
+class _Line:
+    """Streams in order; those that follow the current one are known to it."""
+
+    def __init__(self, coming: Iterator[SegmentStream]) -> None:
+        self._coming = coming
+        self._line: deque[SegmentStream | Exception] = deque()
+        self._current: SegmentStream | None = None
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> SegmentStream:
+        """Return the next stream."""
+        if self._current is not None:  # it may have been left in the middle
+            self._current.follow_with(_nobody)
+        self._take(1)
+        if not self._line:
+            raise StopIteration
+        stream = self._line.popleft()
+        if isinstance(stream, Exception):
+            self._current = None
+            raise stream
+        self._current = stream
+        stream.follow_with(self._follow)
+        return stream
+
+    def _follow(self, count: int) -> list[SegmentStream]:
+        self._take(count)
+        return [one for one in islice(self._line, count) if not isinstance(one, Exception)]
+
+    def _take(self, count: int) -> None:
+        while len(self._line) < count:
+            try:
+                self._line.append(next(self._coming))
+            except StopIteration:
+                return
+            except Exception as error:  # noqa: BLE001  raised when it is its turn
+                self._line.append(error)
 
 
 async def detect_language(task: LoadTask, run: Run, audio: AudioSource) -> dict[str, float]:

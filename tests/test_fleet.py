@@ -15,6 +15,7 @@ from fastwhisper.fleet import Transcriber
 from fastwhisper.loading.load import LoadTask
 from fastwhisper.transcribing.samples import load_audio
 from tests.helpers.audio import SAMPLE, SAMPLE_RATE, SENTENCE, encode, spell, tone
+from tests.helpers.interpreter import run_python
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,6 +75,7 @@ def test_samples_at_another_rate_are_resampled(transcriber: Transcriber, rate: i
         ("path", 3, "path of type int"),
         ("bytes", b"", "empty"),
         ("bytes", b"RIFF nothing", "not a media file"),
+        ("bytes", memoryview(bytes(8))[::2], "BufferError"),
         ("bytes", None, "bytes of type NoneType"),
         ("audio", np.zeros((2, 3), np.float32), "one-dimensional"),
         ("audio", np.array([1, 2], np.int16), "int16"),
@@ -96,11 +98,20 @@ def test_a_bad_recording_fails_its_row(
         assert spell(found["text"][n]) == spell(SENTENCE)
 
 
-@pytest.mark.parametrize("rate", [0, -1, 10_000_000, "fast", None, float("nan")])
+@pytest.mark.parametrize(
+    "rate", [0, -1, 16, 10_000_000, "fast", None, float("nan"), float("inf"), True]
+)
 def test_a_wrong_rate_fails_its_row(transcriber: Transcriber, rate: Any) -> None:
     """With a message that names the rate."""
     found = transcriber({"audio": [tone(1.0)], "sampling_rate": [rate]})
     assert "sampling rate" in found["error"][0]
+
+
+def test_samples_that_are_too_few_to_resample_fail_their_row(transcriber: Transcriber) -> None:
+    """Or become text of nothing; they fail nobody else."""
+    few = [tone(1.0)[:count] for count in (1, 9, 99)]
+    found = transcriber({"audio": few, "sampling_rate": [48_000] * 3})
+    assert len(found["text"]) == 3
 
 
 @pytest.mark.parametrize(
@@ -151,8 +162,18 @@ def test_a_pickle_holds_arguments_alone(tiny_en_ct2: Path, monkeypatch: pytest.M
     assert len(opened) == 1
 
 
-def test_a_model_that_can_not_be_opened_fails_the_job(tmp_path: Path) -> None:
+def test_a_program_that_does_not_close_ends(tiny_en_ct2: Path) -> None:
+    """The event loop in its thread is stopped, before or after a batch."""
+    code = "import sys; from fastwhisper.fleet import Transcriber; t = Transcriber(sys.argv[1]); "
+    for more in ("", "t({'audio': []})"):
+        run_python("-c", code + more, str(tiny_en_ct2))
+
+
+def test_a_model_that_can_not_be_opened_fails_the_job(
+    tmp_path: Path, transcriber: Transcriber
+) -> None:
     """A wrong name at once, a broken one with the first batch; no thread is left."""
+    assert transcriber({"path": []})["path"] == []  # the engine's threads are there
     threads = threading.active_count()
     with pytest.raises(ModelNotFoundError, match="did you mean"):
         Transcriber("tinny")

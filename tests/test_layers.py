@@ -27,7 +27,7 @@ LAYERS = {
     "session": 7,
     "compat": 7,
     "quantizing": 7,
-    "model_pool": 8,
+    "pooling": 8,
     "fleet": 8,
     "cli": 9,
     "freezing": 9,

@@ -13,6 +13,7 @@ import pytest
 import fastwhisper
 from fastwhisper import (
     Closed,
+    LoadingFailedError,
     LoadingTimeoutError,
     LoadOptions,
     ModelNotFoundError,
@@ -27,6 +28,8 @@ from tests.helpers.tiny_models import write_babbler
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from anyio.abc import TaskGroup
 
     from fastwhisper import ModelPool, Session
 
@@ -65,6 +68,11 @@ def size(models: list[Path]) -> int:
     return fastwhisper.inspect_checkpoint(models[0]).count_bytes("float32")
 
 
+def write_pressure(file: Path, percent: float) -> None:
+    """Write what Linux writes if some task waits for memory in this share of the time."""
+    file.write_text(f"some avg10={percent:.2f} avg60=0.00 total=9\nfull avg10=99.00 avg60=0.00\n")
+
+
 async def say(session: Session) -> str:
     """Return what a model says."""
     return (await session.transcribe(SOUND, **PLAIN)).text
@@ -73,6 +81,14 @@ async def say(session: Session) -> str:
 def count_bytes(pool: ModelPool) -> int:
     """Return the bytes of all models of a pool."""
     return sum(model.bytes for model in pool.models)
+
+
+@pytest.fixture(autouse=True)
+def no_pressure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Let memory never be short, whatever this machine says; return the file that says it."""
+    monkeypatch.setattr(memory, "PRESSURE", tmp_path / "pressure")
+    monkeypatch.setattr(memory, "MEMBERSHIP", tmp_path / "no groups")
+    return tmp_path / "pressure"
 
 
 # Sharing
@@ -129,12 +145,25 @@ async def test_each_borrower_has_a_session_of_its_own(models: list[Path]) -> Non
 
 
 async def test_the_block_begins_at_once_in_the_background(models: list[Path]) -> None:
-    """As with `open`; a failure is told by the wait."""
+    """As with `open`."""
     async with fastwhisper.pool() as pool, pool.session(models[0], background=True) as session:
         with pytest.raises(ModelNotReadyError):
             session.stream(SOUND)
         await session.wait_until_ready()
         assert await say(session)
+
+
+async def test_a_failure_in_the_background_is_told_by_every_wait(tmp_path: Path) -> None:
+    """Also by one that begins long after it."""
+    async with fastwhisper.pool() as pool, pool.session(tmp_path, background=True) as session:
+        for _ in range(2):
+            with pytest.raises(LoadingFailedError) as caught:
+                await session.wait_until_ready()
+            assert isinstance(caught.value.__cause__, fastwhisper.InvalidModelFormatError)
+        while pool.models:
+            await anyio.lowlevel.checkpoint()
+        with pytest.raises(LoadingFailedError):
+            await session.transcribe(SOUND)
 
 
 # Failures
@@ -256,28 +285,25 @@ async def test_an_idle_model_is_closed_after_its_time(models: list[Path]) -> Non
     """And not before: whoever comes again begins the time anew."""
     async with fastwhisper.pool(keep_alive_s=0.2) as pool:
         async with pool.session(models[0]):
-            pass
-        begin_s = anyio.current_time()
+            begin_s = anyio.current_time()
         while pool.models:
             await anyio.lowlevel.checkpoint()
         assert anyio.current_time() - begin_s >= 0.2
 
 
 async def test_none_keeps_a_model_until_memory_is_short(
-    models: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    models: list[Path], monkeypatch: pytest.MonkeyPatch, no_pressure: Path
 ) -> None:
     """Linux says so; a model that is used stays."""
-    pressure = tmp_path / "memory"
-    monkeypatch.setattr(memory, "PRESSURE", pressure)
-    monkeypatch.setattr("fastwhisper.model_pool._LOOK_S", 0.01)
+    monkeypatch.setattr("fastwhisper.pooling.pool._LOOK_S", 0.01)
     async with fastwhisper.pool(keep_alive_s=None) as pool, pool.session(models[0]):
         async with pool.session(models[1]):
             pass
-        pressure.write_text("some avg10=0.00 avg60=0.00 avg300=0.00 total=1\nfull avg10=99.0\n")
+        write_pressure(no_pressure, 0.0)
         with anyio.move_on_after(0.1):
             await anyio.sleep_forever()
         assert len(pool.models) == 2
-        pressure.write_text("some avg10=35.10 avg60=9.00 avg300=0.00 total=900\n")
+        write_pressure(no_pressure, 35.1)
         while len(pool.models) == 2:
             await anyio.lowlevel.checkpoint()
         assert [model.model_name for model in pool.models] == [str(models[0])]
@@ -350,8 +376,37 @@ async def test_who_has_a_model_may_borrow_it_again(models: list[Path], size: int
         group.start_soon(hold, pool, models[1])
         while not pool._queue:
             await anyio.lowlevel.checkpoint()
+        for _ in range(2):
+            async with pool.session(models[0]) as session:
+                assert await say(session)
+
+
+async def test_the_block_and_the_pool_may_be_left_while_a_task_transcribes(
+    models: list[Path],
+) -> None:
+    """Both wait for the end of its work, and both go on."""
+    outcomes: list[str] = []
+
+    async def use(session: Session) -> None:
+        try:
+            while True:
+                await say(session)
+        except SessionClosedError:
+            outcomes.append("closed")
+
+    async def borrow(pool: ModelPool, group: TaskGroup, until: anyio.Event) -> None:
         async with pool.session(models[0]) as session:
-            assert await say(session)
+            group.start_soon(use, session)
+            await until.wait()
+
+    until = anyio.Event()
+    async with anyio.create_task_group() as group, fastwhisper.pool() as pool:
+        for _ in range(2):
+            group.start_soon(borrow, pool, group, until)
+        async with pool.session(models[0]) as session:
+            await say(session)
+        until.set()
+    assert outcomes == ["closed"] * 2
 
 
 async def hold(pool: ModelPool, model: Path) -> None:
@@ -367,9 +422,11 @@ async def test_a_wait_for_room_may_end(models: list[Path], size: int) -> None:
             with pytest.raises(LoadingTimeoutError):
                 async with pool.session(models[1], timeout=0.05):
                     pass
-            with anyio.move_on_after(0.05) as scope:
-                await hold(pool, models[2])
-            assert scope.cancelled_caught
+            async with anyio.create_task_group() as group:
+                group.start_soon(hold, pool, models[2])
+                while not pool._queue:
+                    await anyio.lowlevel.checkpoint()
+                group.cancel_scope.cancel()
             while len(pool.models) > 1:
                 await anyio.lowlevel.checkpoint()
         await hold(pool, models[1])
@@ -380,7 +437,7 @@ async def test_a_wait_for_room_may_end(models: list[Path], size: int) -> None:
 
 @pytest.mark.slow
 async def test_a_thousand_borrowers_of_three_models(
-    models: list[Path], opens: list[str], size: int
+    models: list[Path], opens: list[str], size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Right results, never above the budget, nobody starves, some are killed, nothing is left."""
     before = mx.get_active_memory()
@@ -393,16 +450,22 @@ async def test_a_thousand_borrowers_of_three_models(
     chosen = random.Random(8)
     served = [0, 0, 0]
     killed = 0
-    highest = 0
+    highest: list[int] = []
+    real = LoadTask._compute
+
+    async def compute(task: LoadTask, checkpoint: Any) -> None:
+        await real(task, checkpoint)
+        highest.append(mx.get_active_memory() - before)
+
+    monkeypatch.setattr(LoadTask, "_compute", compute)
 
     async def borrow(pool: ModelPool, number: int, patience_s: float | None) -> None:
-        nonlocal highest, killed
+        nonlocal killed
         with anyio.move_on_after(patience_s) as scope:
             async with pool.session(models[number]) as session:
                 assert count_bytes(pool) <= 2 * size
                 if served[number] % 10 == 0:
                     assert await say(session) == expected[number]
-                highest = max(highest, mx.get_active_memory() - before)
                 served[number] += 1
         killed += scope.cancelled_caught
 
@@ -414,10 +477,6 @@ async def test_a_thousand_borrowers_of_three_models(
                 await anyio.lowlevel.checkpoint()
     assert sum(served) + killed == 1000
     assert min(served) > 0
-    assert highest <= 2 * size + ACTIVATIONS
+    assert max(highest) < 2.9 * size  # what a transcription takes comes on top
     assert len(opens) < 200
     assert mx.get_active_memory() <= before
-
-
-ACTIVATIONS = 64 << 20
-"""What transcribing one window takes on top."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -226,6 +227,28 @@ async def test_files_that_are_done_are_not_kept(
         gc.enable()
     assert len(counts) == 60
     assert max(counts) <= 2 * batch_size + 2
+
+
+async def test_what_the_source_raises_is_raised_in_its_place(model: Path) -> None:
+    """And the files behind it have their text."""
+
+    def make(session: Session, n: int) -> SegmentStream:
+        if n == 1:
+            raise UserWarning("this one")
+        return session.stream(SOUNDS[0], **SHORT)
+
+    outcomes: list[str] = []
+    async with fastwhisper.open(model) as session:
+        streams = read_ahead(map(partial(make, session), range(3)))
+        for _ in range(3):
+            try:
+                outcomes.append((await finish(next(streams))).text)
+            except UserWarning as error:
+                outcomes.append(str(error))
+        with pytest.raises(StopIteration):
+            next(streams)
+    assert outcomes[1] == "this one"
+    assert outcomes[0] == outcomes[2] != ""
 
 
 def test_no_file_is_no_stream() -> None:

@@ -4,13 +4,15 @@
     python transcribe_folder.py RECORDINGS TEXTS --model large-v3-turbo
 
 Each actor opens the model once. Run it again after it was stopped: what is in TEXTS already is left
-out. On a cluster all machines need the same paths. With GPUs, give each actor one: --gpus 1.
+out, also what has an error there. On a cluster all machines need the same paths. With GPUs, give
+each actor one: --gpus 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import uuid
+import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +49,9 @@ class Writer:
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
         """Return how many rows were written, and how many of them have an error."""
         table = pa.table(self._transcriber(batch), schema=SCHEMA)
-        name = uuid.uuid4().hex
-        unfinished = self._texts / f".{name}"
+        # The same recordings have the same name, also where Ray tries a batch again.
+        name = hashlib.sha256("\n".join(table["path"].to_pylist()).encode()).hexdigest()[:32]
+        unfinished = self._texts / f".{name}-{os.getpid()}"
         pq.write_table(table, unfinished)
         unfinished.rename(self._texts / f"{name}.parquet")  # whole, or not there
         failed = sum(1 for error in table["error"].to_pylist() if error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import av
 import numpy as np
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["resample"]
 
-_HIGHEST_RATE = 768_000
+_RATES: Final = range(2_000, 768_001)
+"""In Hz. A lower one is a rate in kHz, and would take memory without end."""
 
 
 def resample(samples: FloatArray, rate: int) -> FloatArray:
@@ -31,14 +32,17 @@ def resample(samples: FloatArray, rate: int) -> FloatArray:
     Raises:
         AudioError: No recording has this rate.
     """
+    if rate not in _RATES:
+        raise AudioError(f"samples at {rate} Hz", "give their sampling rate in Hz")
     if rate == SAMPLE_RATE or not len(samples):
         return samples
-    if not 0 < rate <= _HIGHEST_RATE:
-        raise AudioError(f"samples at {rate} Hz", "give the sampling rate of the recording in Hz")
     frame = av.AudioFrame.from_ndarray(
         np.ascontiguousarray(samples[None], np.float32), format="fltp", layout="mono"
     )
     frame.sample_rate = rate
     resampler = av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE)
     frames = [*resampler.resample(frame), *resampler.resample(None)]
-    return np.concatenate([part.to_ndarray()[0] for part in frames])
+    found = [part.to_ndarray()[0] for part in frames]
+    if not found:
+        raise AudioError(f"{len(samples)} samples at {rate} Hz", "too short; give more")
+    return np.concatenate(found)

@@ -9,8 +9,8 @@ Theory of operation.
 - Bytes count from the moment an entry is admitted until its memory is returned. An entry knows its
   bytes when its files are inspected; then it queues for admission, before a weight is read.
 - The queue is served in order. Whoever comes while somebody waits for room queues too, also for a
-  model that is open: otherwise its borrowers could keep the room for ever. Only a task that has
-  borrowed that model already may borrow it again at once; it could wait for itself.
+  model that is open: otherwise its borrowers could keep the room for ever. A task that has borrowed
+  that model already borrows it again at once: it would wait for itself.
 - An entry without a borrower is idle. It is closed when its time is over, when memory gets short,
   when the first of the queue fits in its place (the one first that was used longest ago), or with
   the pool.
@@ -23,9 +23,8 @@ import dataclasses
 import math
 from collections import deque
 from contextlib import asynccontextmanager
-from contextvars import ContextVar
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, Unpack
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
 import anyio
 import anyio.lowlevel
@@ -37,20 +36,19 @@ from fastwhisper.errors import (
     NotEnoughMemoryError,
     SessionClosedError,
 )
+from fastwhisper.pooling.entry import Entry, Place, borrowed
 from fastwhisper.session import Session, prepare_load
 from fastwhisper.sources.table import parse_model
-from fastwhisper.values import Closed, Failed, LoadOptions, PooledModel
+from fastwhisper.values import Closed, Failed, LoadOptions, PooledModel, WhisperModel
 
 if TYPE_CHECKING:
     import os
     from collections.abc import AsyncGenerator
     from contextlib import AbstractAsyncContextManager
-    from pathlib import Path
 
     from fastwhisper.loading.load import LoadTask
-    from fastwhisper.values import LoadOverrides, WhisperModel
-
-    Key: TypeAlias = tuple[WhisperModel | Path | str, LoadOptions, bool]
+    from fastwhisper.pooling.entry import Key
+    from fastwhisper.values import LoadOverrides
 
 __all__ = ["ModelPool", "pool"]
 
@@ -101,39 +99,6 @@ def _check_number(name: str, value: Any, kind: Any) -> None:
         raise ValueError(f"{name}={value!r}: give 0 or more, or None")
 
 
-@dataclasses.dataclass(slots=True, eq=False)
-class _Entry:
-    """A model of the pool.
-
-    Attributes:
-        key: What it is borrowed by.
-        load: Its load.
-        bytes: Bytes of its weights; 0 before its files are inspected.
-        is_admitted: Whether these bytes count.
-        borrowers: Those who use it or wait for it to be ready.
-        idle_since_s: When the last one left, on the loop's clock.
-        changed: Set when a borrower comes or leaves, or the entry must close.
-        is_closing: Whether nobody may borrow it any more.
-        task: Its task.
-        sessions: Those of its borrowers.
-    """
-
-    key: Key
-    load: LoadTask
-    bytes: int = 0
-    is_admitted: bool = False
-    borrowers: int = 0
-    idle_since_s: float = 0.0
-    changed: anyio.Event = dataclasses.field(default_factory=anyio.Event)
-    is_closing: bool = False
-    task: tasks.BackgroundTask | None = None
-    sessions: set[Session] = dataclasses.field(default_factory=set)
-
-
-_borrowed: ContextVar[frozenset[_Entry]] = ContextVar("borrowed", default=frozenset())
-"""What the running task has borrowed, or the task that started it."""
-
-
 class ModelPool:
     """Open models that borrowers share. `pool` makes it; any task of its event loop may use it."""
 
@@ -143,11 +108,10 @@ class ModelPool:
         self._max_bytes = max_bytes
         self._keep_alive_s = keep_alive_s
         self._options = options
-        self._open: dict[Key, _Entry] = {}
-        self._closing: set[_Entry] = set()
+        self._open: dict[Key, Entry] = {}
+        self._closing: set[Entry] = set()
         self._tasks: set[tasks.BackgroundTask] = set()
-        self._queue: deque[tuple[_Entry | None, anyio.Event]] = deque()
-        """Who waits: entries to be admitted, and borrowers of an open model."""
+        self._queue: deque[Place] = deque()
         self._is_closed = False
 
     @property
@@ -176,10 +140,8 @@ class ModelPool:
 
         A model that is borrowed by several at the same options is opened once. Each of them has a
         session of their own: leaving the block cancels what was begun with it, and nothing else.
-        With `background` the block begins at once, as with `open`.
-
-        A task that holds one model while it waits for the room of another may wait for ever, if a
-        second task does the same the other way round: give a timeout, or borrow one at a time.
+        With `background` the block does not wait for the load. Two tasks that each hold a model and
+        wait for the room of the other's wait for ever: give a timeout, or borrow one at a time.
 
         Args:
             model: As for `open`.
@@ -206,8 +168,11 @@ class ModelPool:
         *,
         quant_given: bool,
     ) -> AsyncGenerator[Session]:
-        key = (parse_model(model), dataclasses.replace(options, background=False), quant_given)
-        entry: _Entry | None = None
+        parsed = parse_model(model)
+        # For a name of the table it makes no difference.
+        quant_given = quant_given and not isinstance(parsed, WhisperModel)
+        key = (parsed, dataclasses.replace(options, background=False), quant_given)
+        entry: Entry | None = None
         await anyio.lowlevel.checkpoint()
         try:
             with anyio.move_on_after(timeout) as scope:
@@ -218,11 +183,10 @@ class ModelPool:
                 raise LoadingTimeoutError(str(model), timeout or 0.0)
             session = Session(entry.load)
             entry.sessions.add(session)
-            _borrowed.set(_borrowed.get() | {entry})
+            borrowed.set((*(s for s in borrowed.get() if not s.is_left), session))
             try:
                 yield session
             finally:
-                _borrowed.set(_borrowed.get() - {entry})
                 session.leave()
                 await session.settle()
                 entry.sessions.discard(session)
@@ -230,7 +194,7 @@ class ModelPool:
             if entry is not None:
                 self._give_back(entry)
 
-    async def _take(self, key: Key) -> _Entry:
+    async def _take(self, key: Key) -> Entry:
         """Return an entry that has one more borrower."""
         while True:
             if self._is_closed:
@@ -242,10 +206,11 @@ class ModelPool:
                 if key in self._open or self._is_closed:
                     continue
                 entry = self._begin(key, load)
-            elif entry.is_admitted and self._queue and entry not in _borrowed.get():
-                await self._wait_for_turn(None)
-                if self._open.get(key) is not entry:
+            elif entry.is_admitted and self._queue and not entry.is_held():
+                await self._wait_for_turn(entry, is_borrower=True)
+                if entry.is_closing:
                     continue
+                return entry
             entry.borrowers += 1
             entry.changed.set()
             return entry
@@ -256,8 +221,8 @@ class ModelPool:
         overrides: LoadOverrides = {"quant": options.quant} if quant_given else {}
         return await prepare_load(model, options, None, overrides)
 
-    def _begin(self, key: Key, load: LoadTask) -> _Entry:
-        entry = _Entry(key, load, idle_since_s=anyio.current_time())
+    def _begin(self, key: Key, load: LoadTask) -> Entry:
+        entry = Entry(key, load, idle_since_s=anyio.current_time())
         self._open[key] = entry
         load.admit = partial(self._admit, entry)
         entry.task = tasks.BackgroundTask(
@@ -266,56 +231,64 @@ class ModelPool:
         self._tasks.add(entry.task)
         return entry
 
-    def _give_back(self, entry: _Entry) -> None:
+    def _give_back(self, entry: Entry) -> None:
         entry.borrowers -= 1
         entry.idle_since_s = anyio.current_time()
         entry.changed.set()
-        if not entry.borrowers and not entry.is_admitted:
-            self._close(entry)  # nobody wants what has not begun
+        if not entry.borrowers and any(place.entry is entry for place in self._queue):
+            self._close(entry)  # nobody wants the room that it waits for
         self._serve()
 
     # The queue
 
-    async def _admit(self, entry: _Entry, needed_bytes: int) -> None:
+    async def _admit(self, entry: Entry, needed_bytes: int) -> None:
         """Wait until there is room for a model whose files were inspected."""
         if self._max_bytes is not None and needed_bytes > self._max_bytes:
             raise NotEnoughMemoryError(
                 str(entry.load.model_name), needed_bytes, self._max_bytes, "max_bytes of the pool"
             )
         entry.bytes = needed_bytes
-        await self._wait_for_turn(entry)
+        if not entry.borrowers and not self._has_room(needed_bytes):
+            self._close(entry)
+        await self._wait_for_turn(entry, is_borrower=False)
 
-    async def _wait_for_turn(self, entry: _Entry | None) -> None:
-        place = entry, anyio.Event()
+    async def _wait_for_turn(self, entry: Entry, *, is_borrower: bool) -> None:
+        place = Place(entry, is_borrower)
         self._queue.append(place)
         self._serve()
         try:
-            await place[1].wait()
+            await place.is_next.wait()
         except BaseException:
             if place in self._queue:
                 self._queue.remove(place)
-            self._serve()
+                self._serve()
+            elif is_borrower:
+                self._give_back(entry)
             raise
 
     def _serve(self) -> None:
         """Serve the queue from its first place on, as far as there is room."""
         while self._queue:
-            entry, is_next = self._queue[0]
-            if entry is not None and not entry.is_closing:
+            entry = self._queue[0].entry
+            if self._queue[0].is_borrower:
+                entry.borrowers += 1  # before the next in the queue looks for room
+                entry.changed.set()
+            elif not entry.is_closing:
                 if not self._make_room(entry.bytes):
                     return
                 entry.is_admitted = True
-            self._queue.popleft()
-            is_next.set()
+            self._queue.popleft().is_next.set()
+
+    def _has_room(self, needed_bytes: int) -> bool:
+        """Return whether there is room without closing anything."""
+        used_bytes = sum(model.bytes for model in self.models)
+        return self._max_bytes is None or used_bytes + needed_bytes <= self._max_bytes
 
     def _make_room(self, needed_bytes: int) -> bool:
         """Return whether there is room; close idle models if there will be room then."""
-        if self._max_bytes is None:
+        if self._max_bytes is None or self._has_room(needed_bytes):
             return True
         admitted = [entry for entry in self._open.values() if entry.is_admitted]
-        used_bytes = sum(entry.bytes for entry in [*admitted, *self._closing])
-        if used_bytes + needed_bytes <= self._max_bytes:
-            return True
         missing_bytes = sum(entry.bytes for entry in admitted) + needed_bytes - self._max_bytes
         idle = sorted(
             (entry for entry in admitted if not entry.borrowers),
@@ -331,7 +304,7 @@ class ModelPool:
 
     # The task of an entry
 
-    async def _keep(self, entry: _Entry) -> None:
+    async def _keep(self, entry: Entry) -> None:
         """Open a model, keep it while it is needed, and return its memory."""
         try:
             await entry.load.run_in_background(owned=True)
@@ -347,24 +320,25 @@ class ModelPool:
         finally:
             self._close(entry)
             with anyio.CancelScope(shield=True):
-                if not isinstance(entry.load.readiness.state, Failed):
+                if not isinstance(entry.load.readiness.state, Failed):  # that every wait tells
                     entry.load.readiness.close()
-                for session in list(entry.sessions):
-                    session.leave()
-                    await session.settle()
+                    for session in entry.sessions:
+                        session.leave()
+                    for session in list(entry.sessions):
+                        await session.settle()
                 await entry.load.release()
             self._closing.discard(entry)
             if entry.task is not None:
                 self._tasks.discard(entry.task)
             self._serve()
 
-    def _find_left_s(self, entry: _Entry) -> float:
+    def _find_left_s(self, entry: Entry) -> float:
         """Return the seconds for which an entry is kept if nobody borrows it."""
         if self._keep_alive_s is None:
             return math.inf
         return max(0.0, entry.idle_since_s + self._keep_alive_s - anyio.current_time())
 
-    def _close(self, entry: _Entry) -> None:
+    def _close(self, entry: Entry) -> None:
         """Let an entry be borrowed no more, and end its task."""
         if entry.is_closing:
             return
@@ -382,13 +356,13 @@ class ModelPool:
         with anyio.CancelScope(shield=True):
             for entry in list(self._open.values()):
                 self._close(entry)
-            for _, is_next in self._queue:
-                is_next.set()  # whoever waits finds the pool closed
+            for place in self._queue:
+                place.is_next.set()  # whoever waits finds the pool closed
             for task in list(self._tasks):
                 await task.wait()
 
 
-async def _wait_until_open(entry: _Entry) -> None:
+async def _wait_until_open(entry: Entry) -> None:
     """Wait for a load. Its error is raised in each borrower's task, as a copy."""
     try:
         await entry.load.readiness.wait(None)

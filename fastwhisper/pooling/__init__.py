@@ -1,0 +1,1 @@
+"""Open models that are shared, under one budget of bytes."""
