@@ -25,7 +25,11 @@ backend.import_mlx()
 from tests.helpers.tiny_models import write_model  # noqa: E402  imports MLX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    import mlx.core as mx
+
+    from fastwhisper.transcribing.window_decoder import WindowRef
 
 EXIT_STATUS = pytest.StashKey[int]()
 
@@ -91,6 +95,23 @@ def cache_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def no_window_to_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the silent window of the warm-up, which a GPU has, where windows are counted."""
     monkeypatch.setattr("fastwhisper.loading.warm_up.WarmUp.warm_network", lambda _: None)
+
+
+@pytest.fixture
+def encoded_together(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return how many windows each pass of the encoder takes from now on."""
+    # It imports NumPy's and MLX's parts, which few tests need.
+    from fastwhisper.transcribing.window_decoder import WindowDecoder  # noqa: PLC0415
+
+    sizes: list[int] = []
+    real = WindowDecoder.encode
+
+    def encode(decoder: WindowDecoder, windows: Sequence[WindowRef]) -> mx.array:
+        sizes.append(len(windows))
+        return real(decoder, windows)
+
+    monkeypatch.setattr(WindowDecoder, "encode", encode)
+    return sizes
 
 
 @pytest.fixture(scope="session")

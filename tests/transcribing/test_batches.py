@@ -495,27 +495,20 @@ def test_cancelled_detection_of_the_language(
 
 
 def test_windows_of_several_audios_are_one_batch(
-    models: dict[bool, Whisper], monkeypatch: pytest.MonkeyPatch
+    models: dict[bool, Whisper], encoded_together: list[int]
 ) -> None:
     """The first audio comes first; each has its own windows, as if it were alone."""
-    sizes: list[int] = []
-    real = WindowDecoder.encode
-
-    def encode(decoder: WindowDecoder, windows: Any) -> Any:
-        sizes.append(len(windows))
-        return real(decoder, windows)
-
     model = models[True]
     options = {**PLAIN, "language": "en"}
     alone = [decode_all(model, PARTS[n : n + 2], **options) for n in (0, 2)]
-    monkeypatch.setattr(WindowDecoder, "encode", encode)
+    encoded_together.clear()
     audios = [make_batches(model, PARTS[n : n + 2], batch_size=3, **options) for n in (0, 2)]
     together: list[list[Any]] = [[], []]
     while not all(audio.is_idle for audio in audios):
         for n, found in enumerate(decode_together(audios)):
             together[n] += found
-    assert sizes[0] == 3
-    assert max(sizes) <= 3
+    assert encoded_together[0] == 3
+    assert max(encoded_together) <= 3
     assert [as_rounded(windows) for windows in together] == [as_rounded(each) for each in alone]
 
 
