@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
+AT_FLOAT32 = LoadOptions(dtype="float32")
+"""A GPU would choose float16, and twice as many models would fit."""
 SOUND = np.sin(np.arange(16_000, dtype=np.float32) / 20)
 PLAIN: Any = {"temperature": 0.0, "sample_len": 4, "language": "en", "without_timestamps": True}
 
@@ -64,7 +66,7 @@ def opens(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture(scope="module")
 def size(models: list[Path]) -> int:
-    """Return the bytes of a model as it is loaded."""
+    """Return the bytes of a model as it is loaded at float32, the dtype of `AT_FLOAT32`."""
     return fastwhisper.inspect_checkpoint(models[0]).count_bytes("float32")
 
 
@@ -314,7 +316,7 @@ async def test_none_keeps_a_model_until_memory_is_short(
 
 async def test_what_can_never_fit_is_refused_at_once(models: list[Path], size: int) -> None:
     """Before its weights are read; what is smaller at its dtype fits."""
-    async with fastwhisper.pool(max_bytes=size - 1) as pool:
+    async with fastwhisper.pool(max_bytes=size - 1, options=AT_FLOAT32) as pool:
         with pytest.raises(NotEnoughMemoryError, match="max_bytes of the pool allows") as caught:
             await hold(pool, models[0])
         assert (caught.value.needed_bytes, caught.value.limit_bytes) == (size, size - 1)
@@ -327,7 +329,7 @@ async def test_the_one_used_longest_ago_makes_room(
 ) -> None:
     """Not the one that came first."""
     names = [str(model) for model in models]
-    async with fastwhisper.pool(max_bytes=2 * size) as pool:
+    async with fastwhisper.pool(max_bytes=2 * size, options=AT_FLOAT32) as pool:
         for model in (models[0], models[1], models[0], models[2]):
             async with pool.session(model):
                 assert count_bytes(pool) <= 2 * size
@@ -348,7 +350,10 @@ async def test_who_waits_for_room_is_served_in_order(models: list[Path], size: i
             if until is not None:
                 await until.wait()
 
-    async with fastwhisper.pool(max_bytes=2 * size) as pool, anyio.create_task_group() as group:
+    async with (
+        fastwhisper.pool(max_bytes=2 * size, options=AT_FLOAT32) as pool,
+        anyio.create_task_group() as group,
+    ):
         group.start_soon(borrow, pool, "a", models[0], held[0])
         group.start_soon(borrow, pool, "b", models[1], held[1])
         while len(order) < 2:
@@ -369,7 +374,7 @@ async def test_who_waits_for_room_is_served_in_order(models: list[Path], size: i
 async def test_who_has_a_model_may_borrow_it_again(models: list[Path], size: int) -> None:
     """Also while another waits for its room: it would wait for itself."""
     async with (
-        fastwhisper.pool(max_bytes=size) as pool,
+        fastwhisper.pool(max_bytes=size, options=AT_FLOAT32) as pool,
         anyio.create_task_group() as group,
         pool.session(models[0]),
     ):
@@ -417,7 +422,7 @@ async def hold(pool: ModelPool, model: Path) -> None:
 
 async def test_a_wait_for_room_may_end(models: list[Path], size: int) -> None:
     """By its timeout or a cancel; it leaves no trace, and the next in the queue is served."""
-    async with fastwhisper.pool(max_bytes=size) as pool:
+    async with fastwhisper.pool(max_bytes=size, options=AT_FLOAT32) as pool:
         async with pool.session(models[0]):
             with pytest.raises(LoadingTimeoutError):
                 async with pool.session(models[1], timeout=0.05):
@@ -469,7 +474,10 @@ async def test_a_thousand_borrowers_of_three_models(
                 served[number] += 1
         killed += scope.cancelled_caught
 
-    async with fastwhisper.pool(max_bytes=2 * size) as pool, anyio.create_task_group() as group:
+    async with (
+        fastwhisper.pool(max_bytes=2 * size, options=AT_FLOAT32) as pool,
+        anyio.create_task_group() as group,
+    ):
         for n in range(1000):
             patience_s = chosen.choice([None, None, None, chosen.uniform(0, 2)])
             group.start_soon(borrow, pool, n % 2 if n < 500 else 2 if n % 2 else n % 3, patience_s)

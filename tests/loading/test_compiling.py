@@ -113,8 +113,14 @@ async def test_cancelling_does_not_wait_for_kernels(
     assert not compiler.ended.is_set()
 
 
-async def test_all_kernels_are_there_if_they_were_compiled_before(model: Path) -> None:
+async def test_all_kernels_are_there_if_they_were_compiled_before(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Then nothing is pending."""
+    with monkeypatch.context() as patch:
+        patch.setattr("fastwhisper.loading.warm_up.COMPILING_S", 300)
+        async with fastwhisper.open(model, warm_up=True):
+            pass
     async with fastwhisper.open(model, warm_up=True) as session:
         assert (await session.wait_until_ready()).kernels_pending == 0
 
