@@ -17,10 +17,10 @@ import resource
 import statistics
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import jiwer
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from fastwhisper import Word
     from fastwhisper.listen import LiveStream
     from fastwhisper.transcribing.live import LiveDecoder
+    from fastwhisper.whisper.network import Whisper
+    from fastwhisper.whisper.options import DecodeSettings
 
 _RATE: Final = 16_000
 _CHUNK: Final = _RATE // 10
@@ -75,6 +77,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny.en")
     parser.add_argument("--quant", default="float16")
     parser.add_argument("--min-chunk", type=float, default=1.0, metavar="SECONDS")
+    parser.add_argument("--tokens", type=int, help="of a pass, at most: random weights never end")
     options = parser.parse_args()
     anyio.run(partial(measure_long if options.hours else measure, options))
 
@@ -161,7 +164,7 @@ async def listen(
     heard = Heard()
     begin_s = anyio.current_time()
     stream = session.listen(play(samples, speed), language="en", min_chunk_s=options.min_chunk)
-    with time_passes(heard.pass_s):
+    with time_passes(heard.pass_s), limit_tokens(options.tokens):
         await _note_texts(stream, heard, begin_s)
     heard.elapsed_s = anyio.current_time() - begin_s
     heard.passes, heard.dropped = stream.passes, stream.dropped_passes
@@ -187,6 +190,25 @@ def time_passes(pass_s: list[float]) -> Iterator[None]:
         yield
     finally:
         LiveDecoder._run_pass = run_pass  # type: ignore[method-assign]  # noqa: SLF001
+
+
+@contextmanager
+def limit_tokens(count: int | None) -> Iterator[None]:
+    """Let a pass of the block decode this many tokens at most."""
+    from fastwhisper.transcribing.live import LiveDecoder  # noqa: PLC0415  as above
+
+    build = LiveDecoder.__init__
+
+    def limited(
+        decoder: LiveDecoder, model: Whisper, settings: DecodeSettings, **more: Any
+    ) -> None:
+        build(decoder, model, replace(settings, sample_len=count), **more)
+
+    LiveDecoder.__init__ = limited  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        LiveDecoder.__init__ = build  # type: ignore[method-assign]
 
 
 async def _note_texts(stream: LiveStream, heard: Heard, begin_s: float) -> None:
