@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-AT_FLOAT32 = LoadOptions(dtype="float32")
-"""A GPU would choose float16, and twice as many models would fit."""
+AT_FLOAT32 = LoadOptions(dtype="float32", warm_up=False)
+"""A GPU would choose float16, so that twice as many models would fit, and take room to warm up."""
 SOUND = np.sin(np.arange(16_000, dtype=np.float32) / 20)
 PLAIN: Any = {"temperature": 0.0, "sample_len": 4, "language": "en", "without_timestamps": True}
 
@@ -235,7 +235,7 @@ async def test_leaving_the_pool_closes_what_is_borrowed(models: list[Path]) -> N
         async with pool.session(models[0]):
             pass
     assert pool.models == ()
-    assert mx.get_active_memory() <= before
+    assert mx.get_active_memory() <= before + 1024  # a GPU keeps a few scalars
 
 
 async def test_leaving_the_pool_stops_who_transcribes(models: list[Path]) -> None:
@@ -487,4 +487,4 @@ async def test_a_thousand_borrowers_of_three_models(
     assert min(served) > 0
     assert max(highest) < 2.9 * size  # what a transcription takes comes on top
     assert len(opens) < 200
-    assert mx.get_active_memory() <= before
+    assert mx.get_active_memory() <= before + 1024  # a GPU keeps a few scalars

@@ -72,8 +72,10 @@ class _Worker:
 
     def __init__(self, loader: Loader) -> None:
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "FASTWHISPER_CACHE": "off"}
+        # CUDA reserves more addresses than a machine has memory.
+        limit = [] if mx.cuda.is_available() else ["--limit-memory"]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.corpus.worker", loader],
+            [sys.executable, "-m", "tests.corpus.worker", loader, *limit],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
