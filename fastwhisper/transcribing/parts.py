@@ -178,10 +178,18 @@ class PartReader:
     def _cut(self, blocks: Iterator[FloatArray], length: int | None) -> Iterator[Cut]:
         """Cut a clip of at most `length` samples. A clip that fits into a window is one cut."""
         skip_silence = self._settings.vad_filter
-        if skip_silence or length is None or length > MAX_SAMPLES:
-            return cut_at_silences(blocks, skip_silence=skip_silence, check=self._check)
-        found = list(blocks)
-        return iter([Cut(0, np.concatenate(found), has_speech=True)] if found else [])
+        begin: list[FloatArray] = []
+        if not skip_silence and (length is None or length <= MAX_SAMPLES):
+            samples = 0
+            for block in blocks:
+                begin.append(block)
+                samples += len(block)
+                if samples > MAX_SAMPLES:
+                    break
+            else:
+                return iter([Cut(0, np.concatenate(begin), has_speech=True)] if begin else [])
+        blocks = chain(begin, blocks)
+        return cut_at_silences(blocks, skip_silence=skip_silence, check=self._check)
 
 
 class _BlockReader:

@@ -110,6 +110,17 @@ def test_cuts_of_a_batch_cover_the_audio(count: int) -> None:
     assert reader.duration_s == 71.0
 
 
+def test_audio_that_fits_into_a_window_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch has it as it would be decoded alone, and nobody looks for speech in it."""
+    monkeypatch.setattr(cuts, "VoiceDetector", None)
+    samples = np.concatenate([silence(2), TALK])[: cuts.MAX_SAMPLES]
+    assert spans(read_all(make_reader(samples, **BATCHES))) == [(0.0, 30.0, True)]
+    monkeypatch.undo()
+    monkeypatch.setattr(cuts, "VoiceDetector", ToneDetector)
+    longer = np.concatenate([silence(2), TALK])[: cuts.MAX_SAMPLES + 1]
+    assert len(read_all(make_reader(longer, **BATCHES))) > 1
+
+
 def test_filter_leaves_silence_out() -> None:
     """With `vad_filter` a part has speech, with 0.4 s before and after it, at its own time."""
     found = spans(read_all(make_reader(TALK, vad_filter=True)))
