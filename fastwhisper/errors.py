@@ -165,23 +165,24 @@ class LoadingFailedError(FastWhisperError, RuntimeError):
 
 
 class LoadingTimeoutError(FastWhisperError, TimeoutError):
-    """The time of a wait is over. The load goes on, and may be waited for again.
+    """The time of a wait is over. A session's load goes on, and may be waited for again.
 
     Attributes:
         model: The model that is being loaded.
         timeout_s: The time of the wait, in seconds.
+        advice: What can be done.
     """
 
-    def __init__(self, model: str, timeout_s: float) -> None:
-        super().__init__(model, timeout_s)
+    def __init__(
+        self, model: str, timeout_s: float, advice: str = "the load goes on, so wait again"
+    ) -> None:
+        super().__init__(model, timeout_s, advice)
         self.model = model
         self.timeout_s = timeout_s
+        self.advice = advice
 
     def __str__(self) -> str:
-        return (
-            f"{self.model!r} was not ready after {self.timeout_s:g} s; the load goes on, "
-            "so wait again"
-        )
+        return f"{self.model!r} was not ready after {self.timeout_s:g} s; {self.advice}"
 
 
 class ModelNotReadyError(FastWhisperError, RuntimeError):

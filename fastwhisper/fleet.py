@@ -24,12 +24,13 @@ from fastwhisper.transcribing.resampling import resample
 from fastwhisper.transcribing.samples import to_samples
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Unpack
 
     from anyio.from_thread import BlockingPortal
 
     from fastwhisper.session import Session
+    from fastwhisper.stream import SegmentStream
     from fastwhisper.transcribing.samples import AudioSource
     from fastwhisper.values import LoadOverrides, Transcription, WhisperModel
 
@@ -123,7 +124,12 @@ class Transcriber:
         """
         source = _check_columns(batch)
         portal, session = self._open()
-        rows = portal.call(partial(self._transcribe, session, list(_read_rows(batch, source))))
+        running = portal.start_task_soon(partial(self._transcribe, session, batch, source))
+        try:
+            rows = running.result()
+        except BaseException:
+            running.cancel()  # an interrupt is raised here, and not on the event loop
+            raise
         used = {"audio", "sampling_rate"} if source == "audio" else {source} - {"path"}
         kept = {name: list(column) for name, column in batch.items() if name not in used}
         return kept | {name: [row[name] for row in rows] for name in _RESULTS}
@@ -144,7 +150,7 @@ class Transcriber:
         return self._opened
 
     async def _transcribe(
-        self, session: Session, sources: list[AudioSource | AudioError]
+        self, session: Session, batch: Mapping[str, Sequence[Any]], source: str
     ) -> list[dict[str, Any]]:
         try:
             await session.wait_until_ready(None)
@@ -152,15 +158,18 @@ class Transcriber:
             raise error.__cause__ or error from None
         options: dict[str, Any] = {"batch_size": _BATCH_SIZE} | self._arguments[1]
         with_words = bool(options.get("word_timestamps"))
+        values = list(batch[source])  # a column of pandas has labels, which are no positions
+        rates = list(batch.get("sampling_rate", [_SAMPLE_RATE] * len(values)))
+
+        def open_row(value: Any, rate: Any) -> SegmentStream:
+            return session.stream(_read_row(source, value, rate), **options)
+
         rows: list[dict[str, Any]] = []
-        usable = [source for source in sources if not isinstance(source, AudioError)]
-        streams = read_ahead(session.stream(source, **options) for source in usable)
-        for source in sources:
-            if isinstance(source, AudioError):
-                rows.append(_describe_failure(source))
-                continue
-            stream = next(streams)
+        # After an error `map` goes on with the next row.
+        streams = read_ahead(map(open_row, values, rates))
+        for _ in values:
             try:
+                stream = next(streams)
                 while await stream.decode_window():
                     pass
                 rows.append(_describe(stream.so_far, with_words=with_words))
@@ -194,24 +203,22 @@ def _check_columns(batch: Mapping[str, Sequence[Any]]) -> str:
     return source
 
 
-def _read_rows(
-    batch: Mapping[str, Sequence[Any]], source: str
-) -> Iterator[AudioSource | AudioError]:
-    """Yield each recording as `Session.stream` takes it, or why it can't."""
-    values = list(batch[source])  # a column of pandas has labels, which are no positions
-    rates = list(batch.get("sampling_rate", [_SAMPLE_RATE] * len(values)))
-    for value, rate in zip(values, rates, strict=True):
-        try:
-            if source == "path":
-                yield _read_path(value)
-            elif source == "bytes":
-                yield _read_bytes(value)
-            else:
-                yield _read_samples(value, rate)
-        except AudioError as error:
-            yield error
-        except (ArithmeticError, BufferError, MemoryError, TypeError, ValueError) as error:
-            yield AudioError(source, f"{type(error).__name__}: {error}")
+def _read_row(source: str, value: Any, rate: Any) -> AudioSource:
+    """Return a recording as `Session.stream` takes it.
+
+    Raises:
+        AudioError: It is no recording; the message says why.
+    """
+    try:
+        if source == "path":
+            return _read_path(value)
+        if source == "bytes":
+            return _read_bytes(value)
+        return _read_samples(value, rate)
+    except AudioError:
+        raise
+    except (ArithmeticError, BufferError, MemoryError, TypeError, ValueError) as error:
+        raise AudioError(source, f"{type(error).__name__}: {error}") from error
 
 
 def _read_path(value: Any) -> AudioSource:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
 from weakref import WeakSet
@@ -18,7 +18,7 @@ from fastwhisper.values import Closed, LoadOptions, Ready
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator, Mapping
 
     from fastwhisper.listen import SoundChunk
     from fastwhisper.loading.load import LoadTask
@@ -181,10 +181,10 @@ class Session:
         """
         if self.is_left:
             raise SessionClosedError(self._load.model_name)
-        stats = await self._load.readiness.wait(timeout)
-        if self.is_left:
-            raise SessionClosedError(self._load.model_name)
-        return stats
+        # A load that a pool has begun may go on for others, or wait for room.
+        with self._until_left():
+            return await self._load.readiness.wait(timeout)
+        raise SessionClosedError(self._load.model_name)
 
     async def transcribe(
         self,
@@ -354,15 +354,21 @@ class Session:
     async def _run(self, function: Callable[[], T], lane: Lane) -> T:
         """Run a function in an engine thread, until the session is left."""
         self._find_model()
+        with self._until_left():
+            return await threads.run(function, lane)
+        raise SessionClosedError(self._load.model_name)
+
+    @contextmanager
+    def _until_left(self) -> Iterator[None]:
+        """Cancel the block when the session is left; it ends without an error then."""
         with anyio.CancelScope() as scope:
             self._running.add(scope)
             try:
-                return await threads.run(function, lane)
+                yield
             finally:
                 self._running.discard(scope)
                 if not self._running:
                     self._idle.set()
-        raise SessionClosedError(self._load.model_name)
 
     def _find_model(self) -> Whisper:
         """Return the network of a session that is ready and not left."""

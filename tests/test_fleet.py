@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from fastwhisper import InvalidModelFormatError, ModelNotFoundError
+from fastwhisper import InvalidModelFormatError, ModelNotFoundError, fleet
 from fastwhisper.fleet import Transcriber
 from fastwhisper.loading.load import LoadTask
 from fastwhisper.transcribing.samples import load_audio
 from tests.helpers.audio import SAMPLE, SAMPLE_RATE, SENTENCE, encode, spell, tone
 from tests.helpers.interpreter import run_python
+from tests.helpers.tiny_models import write_babbler
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -197,3 +198,54 @@ def test_encoded_recordings_are_read_from_bytes(transcriber: Transcriber) -> Non
     for file, name in zip(files, ("flac", "mp3"), strict=True):
         encode(file, tone(1.0), codec=name, container=name)
     assert transcriber({"bytes": [file.getvalue() for file in files]})["error"] == ["", ""]
+
+
+def test_a_row_is_read_when_its_turn_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch of many rows is not resampled as a whole before the first of them is decoded."""
+    resampled: list[int] = []
+    decoded_after: list[int] = []
+
+    def resample_row(samples: np.ndarray[Any, Any], rate: int) -> np.ndarray[Any, Any]:
+        resampled.append(rate)
+        return samples
+
+    def describe(*arguments: Any, **options: Any) -> dict[str, Any]:
+        decoded_after.append(len(resampled))
+        return real(*arguments, **options)
+
+    real = fleet._describe
+    monkeypatch.setattr(fleet, "resample", resample_row)
+    monkeypatch.setattr(fleet, "_describe", describe)
+    rows = 40
+    sound = [np.zeros(800, np.float32)] * rows
+    batch: dict[str, Any] = {"audio": sound, "sampling_rate": [8_000] * rows}
+    short: dict[str, Any] = {"temperature": 0.0, "sample_len": 4}
+    model = write_babbler(tmp_path, multilingual=False)
+    with Transcriber(model, transcribe=short) as transcriber:
+        assert transcriber(batch)["error"] == [""] * rows
+    assert decoded_after[0] < rows
+    assert len(resampled) == rows
+
+
+INTERRUPTED = """
+import signal, sys, threading, time
+from fastwhisper.fleet import Transcriber
+
+transcriber = Transcriber(sys.argv[1], transcribe={"batch_size": 1})
+transcriber({"path": [sys.argv[2]]})
+main = threading.main_thread().ident
+threading.Timer(1.0, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
+begin_s = time.monotonic()
+try:
+    transcriber({"path": [sys.argv[2]] * 1000})
+except KeyboardInterrupt:
+    print(time.monotonic() - begin_s < 30)
+print(transcriber({"path": [sys.argv[2]]})["text"][0][:14])
+"""
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_a_batch(tiny_en_ct2: Path) -> None:
+    """The rows that are left are not decoded, and the next batch is."""
+    done = run_python("-c", INTERRUPTED, tiny_en_ct2, SAMPLE)
+    assert done.stdout == "True\n Good morning.\n"

@@ -424,7 +424,7 @@ async def test_a_wait_for_room_may_end(models: list[Path], size: int) -> None:
     """By its timeout or a cancel; it leaves no trace, and the next in the queue is served."""
     async with fastwhisper.pool(max_bytes=size, options=AT_FLOAT32) as pool:
         async with pool.session(models[0]):
-            with pytest.raises(LoadingTimeoutError):
+            with pytest.raises(LoadingTimeoutError, match="give a longer timeout"):
                 async with pool.session(models[1], timeout=0.05):
                     pass
             async with anyio.create_task_group() as group:
@@ -435,6 +435,28 @@ async def test_a_wait_for_room_may_end(models: list[Path], size: int) -> None:
             while len(pool.models) > 1:
                 await anyio.lowlevel.checkpoint()
         await hold(pool, models[1])
+
+
+async def test_leaving_ends_a_wait_for_room(models: list[Path], size: int) -> None:
+    """A task that waits for a session that was left is told so at once."""
+    outcomes: list[str] = []
+
+    async def wait(session: Session) -> None:
+        try:
+            await session.wait_until_ready(None)
+        except SessionClosedError:
+            outcomes.append("closed")
+
+    async with fastwhisper.pool(max_bytes=size, options=AT_FLOAT32) as pool:
+        async with (
+            pool.session(models[0]),
+            anyio.create_task_group() as group,
+            pool.session(models[1], background=True) as session,
+        ):
+            group.start_soon(wait, session)
+            await anyio.wait_all_tasks_blocked()
+            assert not session.is_ready
+        assert outcomes == ["closed"]
 
 
 # Many

@@ -64,7 +64,15 @@ def find_recordings(folder: Path, texts: Path) -> list[str]:
     for file in texts.glob("*.parquet"):
         done.update(pq.read_table(file, columns=["path"])["path"].to_pylist())
     found = sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    return [path for path in found if path not in done]
+    for path in found:
+        if not is_text(path):
+            print(f"left out, its name is not UTF-8: {path!a}")
+    return [path for path in found if path not in done and is_text(path)]
+
+
+def is_text(path: str) -> bool:
+    """Return whether a path can be written into a Parquet file."""
+    return path.encode(errors="ignore").decode() == path
 
 
 def main() -> None:

@@ -29,7 +29,8 @@ from typing import TYPE_CHECKING, Any, Final, Unpack
 import anyio
 import anyio.lowlevel
 
-from fastwhisper.engine import memory, tasks
+from fastwhisper.engine import memory, tasks, threads
+from fastwhisper.engine.threads import Lane
 from fastwhisper.errors import (
     LoadingFailedError,
     LoadingTimeoutError,
@@ -168,19 +169,19 @@ class ModelPool:
         *,
         quant_given: bool,
     ) -> AsyncGenerator[Session]:
-        parsed = parse_model(model)
+        parsed = await threads.run(partial(parse_model, model), Lane.FILES)
         # For a name of the table it makes no difference.
         quant_given = quant_given and not isinstance(parsed, WhisperModel)
         key = (parsed, dataclasses.replace(options, background=False), quant_given)
         entry: Entry | None = None
-        await anyio.lowlevel.checkpoint()
         try:
             with anyio.move_on_after(timeout) as scope:
                 entry = await self._take(key)
                 if not options.background and not entry.load.readiness.is_ready:
                     await _wait_until_open(entry)
             if scope.cancelled_caught or entry is None:
-                raise LoadingTimeoutError(str(model), timeout or 0.0)
+                advice = "others may hold its room, or it takes longer: give a longer timeout"
+                raise LoadingTimeoutError(str(model), timeout or 0.0, advice)
             session = Session(entry.load)
             entry.sessions.add(session)
             borrowed.set((*(s for s in borrowed.get() if not s.is_left), session))
