@@ -36,6 +36,10 @@ _REPEATED: Final = 4
 class Agreement:
     """LocalAgreement-2: words are final when two hypotheses in a row begin with them.
 
+    But for the last of these words, if the hypotheses differ in the next one: "I would, uh" and "I
+    would have" part behind a word that is heard in two ways. Without that word a talk has an eighth
+    fewer wrong words, and final text comes as soon (docs/benchmarks.md).
+
     Attributes:
         end_s: End of the last final word in seconds.
     """
@@ -56,12 +60,13 @@ class Agreement:
             words: The hypothesis of what follows the final words.
             sure_s: Words that end later do not become final: the end of the sound cuts them.
         """
-        pairs = zip(self._tail, words, strict=False)
-        agreed = sum(
-            1 for _ in takewhile(lambda pair: _is_same(*pair) and pair[1].end_s <= sure_s, pairs)
-        )
+        pairs = [*zip(self._tail, words, strict=False)]
+        agreed = sum(1 for _ in takewhile(lambda pair: _is_same(*pair), pairs))
+        if agreed < len(pairs):  # the word before the first that differs is uncertain too
+            agreed -= 1
+        sure = sum(1 for _ in takewhile(lambda word: word.end_s <= sure_s, words))
         self._tail = words
-        return self.accept(agreed)
+        return self.accept(max(0, min(agreed, sure)))
 
     def accept(self, count: int) -> list[Word]:
         """Make the first words of the tail final, and return them."""

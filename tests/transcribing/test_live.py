@@ -44,11 +44,20 @@ def said(found: list[Word]) -> str:
 def test_what_two_hypotheses_begin_with_is_final() -> None:
     """Case and punctuation make no difference; the newer text counts."""
     agreement = Agreement()
-    assert agreement.add(words("So in common")) == []
+    assert agreement.add(words("So in")) == []
     assert said(agreement.add(words("so in, college I"))) == "so in,"
     assert said(list(agreement.tail)) == "college I"
     assert agreement.end_s == 1.0
     assert said(agreement.add(words("college, I was", begin_s=1.0))) == "college, I"
+
+
+def test_the_last_word_before_two_hypotheses_part_is_not_final() -> None:
+    """What follows it is heard in two ways, and so may it be."""
+    agreement = Agreement()
+    agreement.add(words("I would have it all"))
+    assert said(agreement.add(words("I would, uh, I"))) == "I"
+    assert said(agreement.add(words("will have", begin_s=0.5))) == ""
+    assert said(agreement.add(words("will have it", begin_s=0.5))) == "will have"
 
 
 @pytest.mark.parametrize(
