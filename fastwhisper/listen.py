@@ -12,7 +12,6 @@ import anyio.lowlevel
 from fastwhisper.engine import tasks, threads
 from fastwhisper.engine.threads import Lane
 from fastwhisper.errors import AudioError, SessionClosedError
-from fastwhisper.values import Closed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterator
@@ -48,6 +47,7 @@ class LiveStream:
         self,
         task: LoadTask,
         run: Run,
+        wait: Callable[[None], Coroutine[Any, Any, object]],
         chunks: AsyncIterable[SoundChunk],
         *,
         min_chunk_s: float,
@@ -56,6 +56,7 @@ class LiveStream:
     ) -> None:
         self._load = task
         self._run = run
+        self._wait_until_ready = wait
         self._chunks = chunks
         self._min_chunk_s = min_chunk_s
         self._pause_s = pause_s
@@ -103,6 +104,7 @@ class LiveStream:
             await anyio.lowlevel.checkpoint()
             while not self._texts:
                 if self._is_done:
+                    self._stop_reading()
                     failure, self._failure = self._failure, None
                     raise failure or StopAsyncIteration
                 await self._go_on()
@@ -141,7 +143,7 @@ class LiveStream:
         try:
             chunks = aiter(self._chunks)
             async for chunk in chunks:
-                if self._is_stopped:
+                if self._is_stopped or self._has_ended:  # by `_take`: a chunk was no sound
                     break
                 for piece in self._split(chunk):
                     self._sound.append(piece)
@@ -150,8 +152,6 @@ class LiveStream:
                 while self._waiting_samples >= _AHEAD_SAMPLES and not self._has_ended:
                     self._taken = anyio.Event()
                     await self._taken.wait()
-                if self._has_ended:
-                    break  # a chunk was no sound
         except anyio.get_cancelled_exc_class() as error:
             if not self._is_stopped:
                 self._failure = AudioError("chunks", "something cancelled it before its end")
@@ -165,12 +165,16 @@ class LiveStream:
             # A generator that waits at its `yield` knows of no cancellation.
             if (close := getattr(chunks, "aclose", None)) is not None:
                 with anyio.CancelScope(shield=True):
-                    await close()
+                    try:
+                        await close()
+                    except Exception as error:  # noqa: BLE001  raised by `__anext__`
+                        self._failure = self._failure or error
 
     def _split(self, chunk: SoundChunk) -> Iterator[SoundChunk]:
         """Copy a chunk, which its source may use again, in pieces of at most 30 s."""
         is_bytes = isinstance(chunk, (bytes, bytearray))
-        if is_bytes or (isinstance(chunk, memoryview) and chunk.format in _BYTES):
+        is_view = isinstance(chunk, memoryview) and chunk.format in _BYTES and chunk.ndim == 1
+        if is_bytes or is_view:
             data = self._odd + bytes(chunk)
             whole = len(data) // 2 * 2
             self._odd = data[whole:]  # a sample that is split between two chunks
@@ -190,14 +194,15 @@ class LiveStream:
         for start in range(0, len(samples), _AHEAD_SAMPLES):
             yield samples[start : start + _AHEAD_SAMPLES].copy()
 
+    @tasks.uninterrupted
     async def _go_on(self) -> None:
         """Take sound, or run a pass, or wait for sound."""
-        if self._is_closed or isinstance(self._load.readiness.state, Closed):
+        if self._is_closed:
             raise SessionClosedError(self._load.model_name)
         if self._reader is None and not self._has_ended:
             self._reader = tasks.BackgroundTask(self._read, name="listen")
         try:
-            await self._load.readiness.wait(None)
+            await self._wait_until_ready(None)
             if self._decoder is None:
                 self._decoder = await self._run(self._open, Lane.READ)
         except Exception:
@@ -238,6 +243,7 @@ class LiveStream:
 
         decoder = cast("LiveDecoder", self._decoder)
         while self._sound and (room := decoder.room) > 0:
+            threads.check()
             try:
                 samples = read_chunk(self._sound[0])
             except AudioError as error:

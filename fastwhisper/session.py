@@ -287,7 +287,8 @@ class Session:
                 integers. A sample may be split between two chunks of bytes.
             language: Code or name of the spoken language; None detects it in the first 5 s.
             task: "transcribe", or "translate" to English.
-            initial_prompt: Text before the first words, for names and spelling.
+            initial_prompt: Text before the first words, for names and spelling. It comes back after
+                a minute of silence.
             min_chunk_s: Seconds of new sound after which a tentative pass is due.
             pause_s: Seconds of silence after which everything is final.
 
@@ -321,10 +322,12 @@ class Session:
         }
         DecodeSettings.from_options(**options)  # checked here, and later against the network
         stream = LiveStream(
-            self._load, self._run, chunks,
+            self._load, self._run, self.wait_until_ready, chunks,
             min_chunk_s=min_chunk_s, pause_s=pause_s, options=options,
         )  # fmt: skip
         self._listening.add(stream)
+        if self.is_left:
+            stream.leave()
         return stream
 
     async def detect_language(self, audio: AudioSource) -> Mapping[str, float]:

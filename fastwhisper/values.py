@@ -348,8 +348,8 @@ class LiveText:
         start_s: Start, in seconds from the first sample.
         end_s: End, in seconds from the first sample.
         is_final: Whether it never changes.
-        backlog_s: Seconds of sound that came and were not in a pass yet. 1 s is usual; more means
-            that the machine is slower than the speaker.
+        backlog_s: Seconds of sound that came and were not in a pass yet. As much as a pass takes is
+            usual; more and more means that the machine is slower than the speaker.
     """
 
     text: str

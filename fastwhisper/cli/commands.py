@@ -228,7 +228,8 @@ async def _listen(options: argparse.Namespace) -> int:
             _note_ready(session, time.perf_counter() - begin_s)
 
         try:
-            await tasks.side_by_side(note, partial(live.print_lines, stream, options.output_format))
+            write = partial(live.print_lines, session, stream, options.output_format)
+            await tasks.side_by_side(note, write)
         except LoadingFailedError as error:
             raise error.__cause__ or error from None
     return 0

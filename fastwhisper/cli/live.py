@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.live import Live
 
     from fastwhisper.listen import LiveStream
+    from fastwhisper.session import Session
     from fastwhisper.values import LiveText
 
 __all__ = ["LinePrinter", "find_wrong_option", "print_lines"]
@@ -45,10 +46,11 @@ def find_wrong_option(options: argparse.Namespace) -> str | None:
     return None
 
 
-async def print_lines(stream: LiveStream, kind: str) -> None:
+async def print_lines(session: Session, stream: LiveStream, kind: str) -> None:
     """Print what is heard until its end. Ctrl-C makes what was heard final, and prints it.
 
     Args:
+        session: The session of the stream.
         stream: What is heard.
         kind: One of `writers.LIVE_FORMATS`.
 
@@ -64,7 +66,7 @@ async def print_lines(stream: LiveStream, kind: str) -> None:
             except anyio.get_cancelled_exc_class():
                 with anyio.move_on_after(_LAST_S, shield=True):
                     await stream.aclose()
-                    if stream.passes:  # otherwise nothing was heard, or the model is not ready
+                    if session.is_ready:
                         async for heard in stream:
                             printer.add(heard)
                 raise

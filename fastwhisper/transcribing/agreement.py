@@ -25,7 +25,7 @@ __all__ = [
     "split_sentences",
 ]
 
-SENTENCE_ENDS: Final = (".", "!", "?", "。", "！", "？")  # noqa: RUF001  of Chinese and Japanese
+SENTENCE_ENDS: Final = (".", "!", "?", "…", "。", "！", "？", "।", "؟", "۔")  # noqa: RUF001
 JITTER_S: Final = 0.1
 """Times of the same word differ so much between two passes."""
 

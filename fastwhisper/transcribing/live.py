@@ -114,9 +114,8 @@ class LiveDecoder:
         self._new_decoder = partial(WindowDecoder, model, settings, fp16=fp16, check=check)
         self._decoder = self._new_decoder()
         self._settings = settings
-        self._is_language_settled = False
-        self._first = 1 << 62  # sample of the first pass
-        self._min_samples = round(min_chunk_s * SAMPLE_RATE)
+        self._unsettled = round(_SETTLED_S * SAMPLE_RATE)  # samples to detect the language from
+        self._min_samples = max(2 * FRAME_SAMPLES, round(min_chunk_s * SAMPLE_RATE))
         self._pause_samples = round(pause_s * SAMPLE_RATE)
         self._buffer = SpeechBuffer()
         self._done = 0  # the sound before is over, with or without text
@@ -165,7 +164,7 @@ class LiveDecoder:
         tail, has_speech = bool(self._agreement.tail), self._has_speech()
         if self._is_pause(is_last=is_last) or self.room <= 0:
             is_unheard = has_speech and not self._is_heard()
-            return tail or bool(self._shown) or is_unheard or self.room <= 0
+            return tail or is_unheard or self.room <= 0
         # The first words are shown sooner.
         least = self._min_samples if tail else self._min_samples // 2
         return has_speech and self.end - self._heard >= least
@@ -186,7 +185,7 @@ class LiveDecoder:
         final: list[Word] = []
         if self._has_speech() and not (is_over and self._is_heard()):
             words = self._run_pass(is_over=is_over)
-            self.dropped_passes += max(0, self._count_unheard() // max(self._min_samples, 1) - 1)
+            self.dropped_passes += max(0, self._count_unheard() // self._min_samples - 1)
             self.passes += 1
             self._heard = self.end
             if words is not None:
@@ -217,8 +216,8 @@ class LiveDecoder:
         return int(np.count_nonzero(starts >= self._heard)) * FRAME_SAMPLES
 
     def _is_heard(self) -> bool:
-        """Return whether the last pass had all speech."""
-        return self._heard >= self._buffer.speech_end + _MARGIN_SAMPLES // 2
+        """Return whether the last pass that gave a text, or none, had all speech."""
+        return self._well_heard >= self._buffer.speech_end + _MARGIN_SAMPLES // 2
 
     def _is_pause(self, *, is_last: bool) -> bool:
         """Return whether nobody speaks any more."""
@@ -233,20 +232,18 @@ class LiveDecoder:
             end = min(end, self._buffer.speech_end + _MARGIN_SAMPLES - self._buffer.start)
         n_mels = self._decoder.model.dims.n_mels
         mel = compute_blocks_mel(iter([self._buffer.samples[:end]]), n_mels=n_mels)
-        if not self._is_language_settled:
+        if self._unsettled > 0:
             self._decoder = self._new_decoder()
             self._decoder.begin(mel)
-            self._first = min(self._first, self._buffer.start)
-            self._is_language_settled = self.end - self._first >= _SETTLED_S * SAMPLE_RATE
+            self._unsettled -= self.end - max(self._heard, self._buffer.start)
         decoder = self._decoder
         frames = min(mel.content_frames, WINDOW_FRAMES)
-        if not frames:
-            return []
         features = decoder.encode([WindowRef(mel, 0, frames)])
         known = self._encode_known()
+        room = decoder.max_prompt_tokens - len(known)
         [result] = decoder.decode(
             features,
-            [self._encode_prompt()],
+            [self._encode_prompt()[-room:] if room > 0 else []],
             start_frames=[self._buffer.start // 160],
             known=known,
         )
@@ -257,14 +254,18 @@ class LiveDecoder:
             and result.no_speech_prob > settings.no_speech_threshold
             and result.avg_logprob <= settings.logprob_threshold
         ):
+            self._well_heard = self.end
             return []
         words = self._align(known, result.tokens, features[0], frames)
-        repeats, ratio = count_repeats(words), settings.compression_ratio_threshold
+        inside = [word for word in self._known if self._is_inside(word)]
+        repeats = min(len(words), count_repeats([*inside, *words]))
+        ratio = settings.compression_ratio_threshold
         if not repeats and (ratio is None or result.compression_ratio <= ratio):
             self._well_heard = self.end
             return words
         # The text of the pass before is better than a loop, if that heard nearly as much.
-        if not is_over or self.end - self._well_heard < _NEARLY_SAMPLES:
+        is_near = self._agreement.tail and self.end - self._well_heard < _NEARLY_SAMPLES
+        if is_near or not is_over:
             return None
         return words[: len(words) - repeats]
 
@@ -295,8 +296,11 @@ class LiveDecoder:
             )
             # The middle: the begin of a word moves more from pass to pass.
             is_new = before or (start_s + end_s) / 2 > self._agreement.end_s - JITTER_S / 2
-            if known_characters <= 0 and is_new:
-                words.append(replace(word, start_s=start_s, end_s=end_s))
+            # What follows the known text without a space is a word with it: "I" and "'m". A comma
+            # there comes and goes from pass to pass, and is left out.
+            rest = word.word[max(0, known_characters) :]
+            if is_new and (known_characters <= 0 or any(map(str.isalnum, rest))):
+                words.append(replace(word, word=rest, start_s=start_s, end_s=end_s))
             known_characters -= len(word.word)
         return words
 
@@ -307,7 +311,7 @@ class LiveDecoder:
         return self._decoder.encode_prompt(text) if text else []
 
     def _encode_known(self) -> list[int]:
-        """Return the final text of the buffer as tokens, after its time; none if it is too long."""
+        """Return the final text of the buffer as tokens, after its time."""
         inside = [word for word in self._known if self._is_inside(word)]
         if not inside:
             return []
@@ -315,7 +319,7 @@ class LiveDecoder:
         tokens = tokenizer.encode("".join(word.word for word in inside))
         start_s = max(0.0, inside[0].start_s - self._begin_s)
         time = tokenizer.timestamp_begin + round(min(start_s, _FIRST_TIME_S) * steps / 30)
-        return [time, *tokens] if len(tokens) < self._decoder.max_prompt_tokens else []
+        return [time, *tokens]
 
     def _is_inside(self, word: Word) -> bool:
         """Return whether the sound of a final word is in the buffer."""
@@ -339,10 +343,13 @@ class LiveDecoder:
             self._buffer.drop(len(self._buffer))
             return
         size = len(self._buffer)
+        # The decoder needs tokens for what is new, too.
+        has_much = len(self._encode_known()) > self._decoder.max_prompt_tokens // 2
+        is_long = has_much or size > _LONG_SAMPLES
         ends_s = [
             word.end_s
             for word in self._known
-            if size > _LONG_SAMPLES or (size > _SHORT_SAMPLES and ends_sentence(word))
+            if is_long or (size > _SHORT_SAMPLES and ends_sentence(word))
         ]
         self._buffer.drop(round(max(ends_s, default=0.0) * SAMPLE_RATE) - self._buffer.start)
         if self.room <= 0:  # no text in 30 s of what seems to be speech
@@ -379,10 +386,11 @@ class LiveDecoder:
         return said
 
     def _build(self, words: Sequence[Word], *, is_final: bool) -> LiveText:
+        start_s = words[0].start_s if is_final else max(words[0].start_s, self._agreement.end_s)
         return LiveText(
             text="".join(word.word for word in words),
-            start_s=words[0].start_s if is_final else max(words[0].start_s, self._agreement.end_s),
-            end_s=words[-1].end_s,
+            start_s=start_s,
+            end_s=max(words[-1].end_s, start_s),
             is_final=is_final,
             backlog_s=self.backlog / SAMPLE_RATE,
         )
