@@ -27,6 +27,7 @@ from fastwhisper.loading.load import LoadTask
 from tests.helpers.tiny_models import write_babbler
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
     from pathlib import Path
 
     from anyio.abc import TaskGroup
@@ -437,13 +438,23 @@ async def test_a_wait_for_room_may_end(models: list[Path], size: int) -> None:
         await hold(pool, models[1])
 
 
-async def test_leaving_ends_a_wait_for_room(models: list[Path], size: int) -> None:
+async def no_sound() -> AsyncGenerator[bytes]:
+    """Wait for sound for ever."""
+    await anyio.sleep_forever()
+    yield b""
+
+
+@pytest.mark.parametrize("what", ["ready", "text"])
+async def test_leaving_ends_a_wait_for_room(models: list[Path], size: int, what: str) -> None:
     """A task that waits for a session that was left is told so at once."""
     outcomes: list[str] = []
 
     async def wait(session: Session) -> None:
         try:
-            await session.wait_until_ready(None)
+            if what == "ready":
+                await session.wait_until_ready(None)
+            else:
+                await anext(session.listen(no_sound()))
         except SessionClosedError:
             outcomes.append("closed")
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import fastwhisper
 from fastwhisper import AudioError, LiveText, Word
+from fastwhisper.transcribing import live
 from fastwhisper.transcribing.agreement import Agreement, count_repeats
 from fastwhisper.transcribing.live import LiveDecoder
 from fastwhisper.transcribing.mel import compute_blocks_mel
@@ -25,6 +26,7 @@ from tests.helpers.tones import silence
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from fastwhisper.transcribing.words import Draft
     from fastwhisper.whisper.network import Whisper
 
 
@@ -274,6 +276,53 @@ def test_a_loop_at_the_end_is_not_final(model: Whisper, heard: str, expected: st
     decoder.push(samples[: SAMPLE_RATE // 2])
     found += decoder.decode(is_last=True)
     assert said([Word(t.text, t.start_s, t.end_s, 1.0) for t in found if t.is_final]) == expected
+
+
+@pytest.mark.parametrize("before", [[], ["So we go"]], ids=["at first", "after a pause"])
+def test_a_pass_that_heard_a_loop_is_no_pass(model: Whisper, before: list[str]) -> None:
+    """The pause decodes the same speech again, and has its words, with or without earlier text."""
+    decoder = make_decoder(model)
+    texts = iter([*map(words, before), words("no no no no no"), words("no no no no not now")])
+    decoder._align = lambda *_: next(texts)  # type: ignore[method-assign]
+    speech = read_sample()[: round(1.4 * SAMPLE_RATE)]
+    if before:
+        decoder.push(np.concatenate([speech, silence(1.2)]))
+        assert "".join(text.text for text in decoder.decode(is_last=False)) == " So we go"
+    decoder.push(np.concatenate([speech, silence(0.3)]))
+    assert decoder.decode(is_last=False) == []
+    decoder.push(silence(1))
+    found = decoder.decode(is_last=False)
+    assert [(text.text, text.is_final) for text in found] == [(" no no no no not now", True)]
+    assert next(texts, None) is None
+
+
+def test_a_pass_needs_new_sound(model: Whisper) -> None:
+    """Also where `min_chunk_s` is less than a sample."""
+    decoder = make_decoder(model, min_chunk_s=1e-5)
+    decoder.push(read_sample()[: 2 * SAMPLE_RATE])
+    decoder.decode(is_last=False)
+    assert decoder.passes == 1
+    assert not decoder.is_due(is_last=False)
+
+
+@pytest.mark.parametrize(
+    ("heard", "expected"),
+    [([" I'm", " here"], ["'m", " here"]), ([" I,", " am"], [" am"]), ([" I", " am"], [" am"])],
+)
+def test_an_ending_of_the_known_text_is_new(
+    model: Whisper, monkeypatch: pytest.MonkeyPatch, heard: list[str], expected: list[str]
+) -> None:
+    """A comma there is not: it comes and goes from pass to pass."""
+
+    def add_words(drafts: list[Draft], **_: object) -> None:
+        drafts[0].words = tuple(Word(word, n, n + 1, 1.0) for n, word in enumerate(heard))
+
+    monkeypatch.setattr(live, "add_words", add_words)
+    decoder = make_decoder(model)
+    decoder._decoder.language = "en"
+    known = decoder._decoder.tokenizer.encode(" I")
+    new = decoder._align(known, [], mx.zeros((1, 1)), 300)
+    assert [word.word for word in new] == expected
 
 
 def test_a_pass_that_is_cancelled_loses_nothing(model: Whisper) -> None:
