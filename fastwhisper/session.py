@@ -164,6 +164,7 @@ class Session:
         """Whether the model can be used. It may be read from any thread."""
         return isinstance(self.state, Ready)
 
+    @tasks.uninterrupted
     async def wait_until_ready(self, timeout: float | None = 30.0) -> LoadStats:  # noqa: ASYNC109  the contract
         """Wait until the model can be used. Always a cancellation point.
 
@@ -287,8 +288,7 @@ class Session:
                 integers. A sample may be split between two chunks of bytes.
             language: Code or name of the spoken language; None detects it in the first 5 s.
             task: "transcribe", or "translate" to English.
-            initial_prompt: Text before the first words, for names and spelling. It comes back after
-                a minute of silence.
+            initial_prompt: Text before the first words, and after a minute of silence.
             min_chunk_s: Seconds of new sound after which a tentative pass is due.
             pause_s: Seconds of silence after which everything is final.
 

@@ -187,6 +187,7 @@ class LiveDecoder:
             words = self._run_pass(is_over=is_over)
             self.dropped_passes += max(0, self._count_unheard() // self._min_samples - 1)
             self.passes += 1
+            self._unsettled -= self.end - max(self._heard, self._buffer.start)
             self._heard = self.end
             if words is not None:
                 sure_s = self.end / SAMPLE_RATE - _UNSURE_S
@@ -235,7 +236,6 @@ class LiveDecoder:
         if self._unsettled > 0:
             self._decoder = self._new_decoder()
             self._decoder.begin(mel)
-            self._unsettled -= self.end - max(self._heard, self._buffer.start)
         decoder = self._decoder
         frames = min(mel.content_frames, WINDOW_FRAMES)
         features = decoder.encode([WindowRef(mel, 0, frames)])
