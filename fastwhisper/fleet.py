@@ -54,7 +54,7 @@ class Transcriber:
     The model opens in the background as soon as the object is made, and stays open until `close`
     or the end of the process. A pickled object holds its arguments; its copy opens the model at
     its first batch. Windows of several rows are decoded together, and the next rows are read
-    meanwhile. One thread at a time may call it.
+    meanwhile: up to two batches of windows ahead. One thread at a time may call it.
     """
 
     def __init__(

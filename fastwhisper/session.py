@@ -39,9 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Session", "open"]
 
 T = TypeVar("T")
-
 _LONGEST_CHUNK_S: Final = 30
-
 _RULE: Final = (
     "open(background=True) was left in another task than the one that entered it; leave it in the "
     "same task, or open without background"
@@ -184,7 +182,9 @@ class Session:
             raise SessionClosedError(self._load.model_name)
         # A load that a pool has begun may go on for others, or wait for room.
         with self._until_left():
-            return await self._load.readiness.wait(timeout)
+            stats = await self._load.readiness.wait(timeout)
+            if not self.is_left:
+                return stats
         raise SessionClosedError(self._load.model_name)
 
     async def transcribe(

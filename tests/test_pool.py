@@ -372,6 +372,38 @@ async def test_who_waits_for_room_is_served_in_order(models: list[Path], size: i
         held[0].set()
 
 
+async def test_a_model_that_makes_no_room_stays_open(models: list[Path], size: int) -> None:
+    """Somebody waits for it, behind one who waits for more room than it has."""
+    small = fastwhisper.inspect_checkpoint(models[0]).count_bytes("bfloat16")
+    order: list[str] = []
+    held = [anyio.Event(), anyio.Event()]
+
+    async def borrow(pool: ModelPool, number: int, until: anyio.Event | None) -> None:
+        async with pool.session(models[number], dtype="float32" if number else "bfloat16"):
+            order.append(models[number].name)
+            if until is not None:
+                await until.wait()
+
+    async with (
+        fastwhisper.pool(max_bytes=size + small) as pool,
+        anyio.create_task_group() as group,
+    ):
+        group.start_soon(borrow, pool, 0, held[0])
+        group.start_soon(borrow, pool, 1, held[1])
+        while len(order) < 2:
+            await anyio.lowlevel.checkpoint()
+        for waiting, number in enumerate([2, 0]):
+            group.start_soon(borrow, pool, number, None)
+            while len(pool._queue) <= waiting:
+                await anyio.lowlevel.checkpoint()
+        held[0].set()
+        await anyio.wait_all_tasks_blocked()
+        [idle] = [model for model in pool.models if not model.borrowers and model.bytes]
+        assert isinstance(idle.state, Ready)
+        held[1].set()
+    assert len(order) == 4
+
+
 async def test_who_has_a_model_may_borrow_it_again(models: list[Path], size: int) -> None:
     """Also while another waits for its room: it would wait for itself."""
     async with (
@@ -458,16 +490,19 @@ async def test_leaving_ends_a_wait_for_room(models: list[Path], size: int, what:
         except SessionClosedError:
             outcomes.append("closed")
 
-    async with fastwhisper.pool(max_bytes=size, options=AT_FLOAT32) as pool:
-        async with (
-            pool.session(models[0]),
-            anyio.create_task_group() as group,
-            pool.session(models[1], background=True) as session,
-        ):
+    async with (
+        fastwhisper.pool(max_bytes=size, options=AT_FLOAT32) as pool,
+        pool.session(models[0]),
+        pool.session(models[1], background=True) as other,
+        anyio.create_task_group() as group,
+    ):
+        async with pool.session(models[1], background=True) as session:
             group.start_soon(wait, session)
             await anyio.wait_all_tasks_blocked()
             assert not session.is_ready
+        await anyio.wait_all_tasks_blocked()
         assert outcomes == ["closed"]
+        assert not isinstance(other.state, (Ready, Closed))  # it goes on waiting
 
 
 # Many

@@ -185,8 +185,8 @@ def _add_decoding(group: argparse._ArgumentGroup) -> None:
         "--batch-size",
         type=int,
         metavar="N",
-        help="windows to decode together, cut at silences: faster, but no window is prompted with "
-        "the text before it (default: 1)",
+        help="windows to decode together, long audio cut at silences: faster, but no window is "
+        "prompted with the text before it (default: 1)",
     )
     add(
         "--vad-filter",

@@ -9,8 +9,9 @@ Theory of operation.
 - Bytes count from the moment an entry is admitted until its memory is returned. An entry knows its
   bytes when its files are inspected; then it queues for admission, before a weight is read.
 - The queue is served in order. Whoever comes while somebody waits for room queues too, also for a
-  model that is open: otherwise its borrowers could keep the room for ever. A task that has borrowed
-  that model already borrows it again at once: it would wait for itself.
+  model that is open: otherwise its borrowers could keep the room for ever. If that model is closed
+  before their turn, they queue again. A task that has borrowed that model already borrows it again
+  at once: it would wait for itself.
 - An entry without a borrower is idle. It is closed when its time is over, when memory gets short,
   when the first of the queue fits in its place (the one first that was used longest ago), or with
   the pool.
@@ -24,13 +25,13 @@ import math
 from collections import deque
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Unpack
 
 import anyio
 import anyio.lowlevel
 
-from fastwhisper.engine import memory, tasks, threads
-from fastwhisper.engine.threads import Lane
+from fastwhisper.engine import memory, tasks
 from fastwhisper.errors import (
     LoadingFailedError,
     LoadingTimeoutError,
@@ -117,7 +118,7 @@ class ModelPool:
 
     @property
     def models(self) -> tuple[PooledModel, ...]:
-        """The models that are loading, open or closing, in the order in which they came."""
+        """The models that are closing, and then those that are loading or open, as they came."""
         now_s = anyio.current_time()
         return tuple(
             PooledModel(
@@ -141,8 +142,9 @@ class ModelPool:
 
         A model that is borrowed by several at the same options is opened once. Each of them has a
         session of their own: leaving the block cancels what was begun with it, and nothing else.
-        With `background` the block does not wait for the load. Two tasks that each hold a model and
-        wait for the room of the other's wait for ever: give a timeout, or borrow one at a time.
+        With `background` the block does not wait for the load, only for its turn. Who holds a model
+        and waits for room that this model or another waiting task holds waits for ever: give a
+        timeout, or borrow one at a time.
 
         Args:
             model: As for `open`.
@@ -169,11 +171,15 @@ class ModelPool:
         *,
         quant_given: bool,
     ) -> AsyncGenerator[Session]:
-        parsed = await threads.run(partial(parse_model, model), Lane.FILES)
+        # A look at a path takes microseconds. In a thread it would wait for the files of others.
+        parsed = parse_model(model)
+        if isinstance(parsed, Path):
+            parsed = parsed.absolute()
         # For a name of the table it makes no difference.
         quant_given = quant_given and not isinstance(parsed, WhisperModel)
         key = (parsed, dataclasses.replace(options, background=False), quant_given)
         entry: Entry | None = None
+        await anyio.lowlevel.checkpoint()
         try:
             with anyio.move_on_after(timeout) as scope:
                 entry = await self._take(key)
@@ -236,7 +242,8 @@ class ModelPool:
         entry.borrowers -= 1
         entry.idle_since_s = anyio.current_time()
         entry.changed.set()
-        if not entry.borrowers and any(place.entry is entry for place in self._queue):
+        is_waiting = any(place.entry is entry and not place.is_borrower for place in self._queue)
+        if is_waiting and not entry.borrowers:
             self._close(entry)  # nobody wants the room that it waits for
         self._serve()
 
@@ -249,8 +256,8 @@ class ModelPool:
                 str(entry.load.model_name), needed_bytes, self._max_bytes, "max_bytes of the pool"
             )
         entry.bytes = needed_bytes
-        if not entry.borrowers and not self._has_room(needed_bytes):
-            self._close(entry)
+        if not entry.borrowers and (self._queue or not self._has_room(needed_bytes)):
+            self._close(entry)  # nobody wants the room that it would wait for
         await self._wait_for_turn(entry, is_borrower=False)
 
     async def _wait_for_turn(self, entry: Entry, *, is_borrower: bool) -> None:

@@ -94,8 +94,8 @@ class DecodeSettings:
         suppress_blank: Never begin a window with a space or the end.
         without_timestamps: Sample text only; a segment is then a whole window.
         max_initial_timestamp: Latest start of the first segment of a window, in seconds.
-        batch_size: Windows that are decoded together. With more than one the audio is cut at
-            silences, and no window has the text before it as its prompt.
+        batch_size: Windows that are decoded together. With more than one an audio of more
+            than 30 s is cut at silences, and no window has the text before it as its prompt.
         vad_filter: Do not decode silence of more than 2 s. Times stay those of the whole audio.
     """
 
