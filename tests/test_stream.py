@@ -88,6 +88,13 @@ class Turnstile:
         """Wait until the window to hold stands."""
         await anyio.to_thread.run_sync(self.reached.wait, abandon_on_cancel=True)
 
+    async def open_when_waiting(self, others: int) -> None:
+        """Let the held window go on once so many others stand in the compute queue."""
+        compute = threads._threads.queues[threads.Lane.COMPUTE]  # type: ignore[union-attr]  # started
+        while compute.qsize() < others:  # their mels are made meanwhile
+            await anyio.lowlevel.checkpoint()
+        self.open.set()
+
 
 @pytest.fixture
 def turnstile(
@@ -360,11 +367,7 @@ async def test_twenty_tasks_take_turns(
         for _ in range(20):
             group.start_soon(listen, session)
         await turnstile.wait_until_reached()
-        # The others' mels are made meanwhile, so that all of them stand in the queue.
-        compute = threads._threads.queues[threads.Lane.COMPUTE]  # type: ignore[union-attr]  # started
-        while compute.qsize() < 19:
-            await anyio.lowlevel.checkpoint()
-        turnstile.open.set()
+        await turnstile.open_when_waiting(19)
     assert len(done) == 20
     rounds = [sorted(stream for stream, _ in turnstile.entered[i : i + 20]) for i in (0, 20)]
     assert rounds == [list(range(20))] * 2
@@ -376,6 +379,7 @@ async def test_sessions_share_one_compute_lane(
     model: Path, minute: np.ndarray, turnstile: Turnstile
 ) -> None:
     """Two open models take turns in one thread, so a machine computes one window at a time."""
+    turnstile.hold_at = 0
     async with (
         fastwhisper.open(model) as one,
         fastwhisper.open(model) as other,
@@ -383,6 +387,8 @@ async def test_sessions_share_one_compute_lane(
     ):
         for session in (one, other):
             group.start_soon(partial(session.transcribe, minute, **SHORT))
+        await turnstile.wait_until_reached()
+        await turnstile.open_when_waiting(1)
     assert len(turnstile.threads) == 1
     assert [start for _, start in turnstile.entered] == [0, 0, 3000, 3000, 6000, 6000]
 
