@@ -274,7 +274,7 @@ def _encoder_attention(
 ) -> _BranchResult:
     """Compute self-attention. The mask has shape (positions, positions)."""
     attn, x = block.attn, block.attn_ln(x)
-    mixed, _ = attn.mix(attn.query(x), attn.key(x), attn.value(x), mask)
+    mixed, _ = attn.mix(attn.query(x), attn.split(attn.key(x)), attn.split(attn.value(x)), mask)
     shared = ("attn.query", "attn.key", "attn.value")
     return _BranchResult(attn.out(mixed), {shared: x, ("attn.out",): mixed})
 
@@ -289,7 +289,7 @@ def _decoder_attention(block: Block, x: mx.array, _: object) -> _BranchResult:
 def _cross_attention(block: Block, x: mx.array, features: mx.array) -> _BranchResult:
     """Compute the attention of tokens to the encoded window. Its shape is (1, 1500, state)."""
     attn, x = block.cross_attn, block.cross_attn_ln(x)
-    mixed, _ = attn.mix(attn.query(x), attn.key(features), attn.value(features))
+    mixed, _ = attn.mix(attn.query(x), *block.read(features))
     inputs = {
         ("cross_attn.query",): x,
         ("cross_attn.key", "cross_attn.value"): features,

@@ -48,7 +48,7 @@ def read_calibration_windows(model: Whisper) -> Iterator[CalibrationWindow]:
             decoder = WindowDecoder(model, settings, fp16=False, check=threads.check)
             decoder.begin(mel)
             features = decoder.encode([WindowRef(mel, 0, WINDOW_FRAMES)])
-            [result] = decoder.decode(features, [()], start_frames=[0])
+            [result] = decoder.decode(decoder.read(features), [()], start_frames=[0])
             text = result.tokens if result.compression_ratio <= _MAX_COMPRESSION_RATIO else []
             yield CalibrationWindow(
                 mel=mel.window(0, WINDOW_FRAMES),

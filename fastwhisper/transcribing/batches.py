@@ -17,6 +17,7 @@ from fastwhisper.transcribing.mel import make_silent_window
 from fastwhisper.transcribing.parts import Part
 from fastwhisper.transcribing.window_decoder import WindowDecoder, WindowRef
 from fastwhisper.transcribing.windows import AudioWindows, Prompt, Window
+from fastwhisper.whisper.attention import take_windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -193,15 +194,16 @@ def _decode(features: mx.array, rows: list[tuple[int, _Proposed]]) -> None:
     decoder = rows[0][1].decoder
     if len(rows) < len(features):
         features = features[mx.array([n for n, _ in rows])]
+    audio = decoder.read(features)
     results = decoder.decode(
-        features,
+        audio,
         [p.part.build_prompt() for _, p in rows],
         start_frames=[p.part.offset_frames + p.bounds.start_frame for _, p in rows],
     )
     for n, (_, p) in enumerate(rows):
         if decoder.settings.word_timestamps:
             decoder.check()
-        p.done.append(p.part.accept(p.bounds, features[n], results[n]))
+        p.done.append(p.part.accept(p.bounds, take_windows(audio, [n]), results[n]))
 
 
 def transcribe_windows(

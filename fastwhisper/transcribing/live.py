@@ -34,10 +34,9 @@ from fastwhisper.whisper.filters import SAMPLE_RATE
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import mlx.core as mx
-
     from fastwhisper.transcribing.samples import FloatArray
     from fastwhisper.values import Word
+    from fastwhisper.whisper.attention import KeyValues
     from fastwhisper.whisper.network import Whisper
     from fastwhisper.whisper.options import DecodeSettings
 
@@ -238,11 +237,11 @@ class LiveDecoder:
             self._decoder.begin(mel)
         decoder = self._decoder
         frames = min(mel.content_frames, WINDOW_FRAMES)
-        features = decoder.encode([WindowRef(mel, 0, frames)])
+        audio = decoder.read(decoder.encode([WindowRef(mel, 0, frames)]))
         known = self._encode_known()
         room = decoder.max_prompt_tokens - len(known)
         [result] = decoder.decode(
-            features,
+            audio,
             [self._encode_prompt()[-room:] if room > 0 else []],
             start_frames=[self._buffer.start // 160],
             known=known,
@@ -256,7 +255,7 @@ class LiveDecoder:
         ):
             self._well_heard = self.end
             return []
-        words = self._align(known, result.tokens, features[0], frames)
+        words = self._align(known, result.tokens, audio, frames)
         inside = [word for word in self._known if self._is_inside(word)]
         repeats = min(len(words), count_repeats([*inside, *words]))
         ratio = settings.compression_ratio_threshold
@@ -270,7 +269,7 @@ class LiveDecoder:
         return words[: len(words) - repeats]
 
     def _align(
-        self, known: Sequence[int], tokens: Sequence[int], features: mx.array, frames: int
+        self, known: Sequence[int], tokens: Sequence[int], audio: Sequence[KeyValues], frames: int
     ) -> list[Word]:
         """Return the words that follow the known text, those after the last time too."""
         decoder = self._decoder
@@ -282,7 +281,7 @@ class LiveDecoder:
             [draft],
             model=decoder.model,
             tokenizer=decoder.tokenizer,
-            features=features,
+            audio=audio,
             bounds=WindowBounds(0, frames, 0.0, duration_s, WINDOW_FRAMES / FRAMES_PER_SECOND),
             settings=self._settings,
             last_speech_s=0.0,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from fastwhisper.transcribing.mel import MelAudio
+    from fastwhisper.whisper.attention import KeyValues
     from fastwhisper.whisper.decoding import DecodedWindow
     from fastwhisper.whisper.network import Whisper
     from fastwhisper.whisper.options import DecodeSettings
@@ -141,9 +142,30 @@ class WindowDecoder:
         mx.eval(features)
         return features
 
+    def read(self, features: mx.array) -> Sequence[KeyValues]:
+        """Compute the keys and values that text and word times of windows need.
+
+        Args:
+            features: The encoded windows. Shape (windows, 1500, state), float16 or float32.
+
+        Returns:
+            As `TextDecoder.read`. Those of a single window may not be evaluated yet.
+        """
+        if len(features) == 1:
+            return self.model.decoder.read(features)
+        windows = []
+        for n in range(len(features)):  # one after the other, so that each may be cancelled
+            self.check()
+            windows.append(self.model.decoder.read(features[n : n + 1]))
+            mx.eval(windows[-1])
+        return [
+            (mx.concatenate([k for k, _ in layer]), mx.concatenate([v for _, v in layer]))
+            for layer in zip(*windows, strict=True)
+        ]
+
     def decode(
         self,
-        features: mx.array,
+        audio: Sequence[KeyValues],
         prompts: Sequence[Sequence[int]],
         *,
         start_frames: Sequence[int],
@@ -152,7 +174,7 @@ class WindowDecoder:
         """Decode windows at rising temperatures, until each result passes the thresholds.
 
         Args:
-            features: The encoded windows. Shape (windows, 1500, state), float16 or float32.
+            audio: What `read` returned.
             prompts: For each window, the tokens of the text before it.
             start_frames: For each window, its first mel frame. The seed and this frame decide what
                 is sampled. So a window's text depends on no other window, and a window that is
@@ -163,7 +185,7 @@ class WindowDecoder:
             For each window the first result that passes, or the last one.
         """
         keys = [mx.random.key(self._seed ^ start_frame << 32) for start_frame in start_frames]
-        return self._decoder.decode(features, prompts, keys, known=known)
+        return self._decoder.decode(audio, prompts, keys, known=known)
 
     def detect_language(self, audio: MelAudio) -> dict[str, float]:
         """Compute the probability, 0 to 1, of each language that the network knows, by its code.
@@ -177,4 +199,4 @@ class WindowDecoder:
         features = self.encode([WindowRef(audio, start_frame, WINDOW_FRAMES)])
         n_vocab = self.model.dims.n_vocab
         tokenizer = read_tokenizer(n_vocab, language="en", task="transcribe")
-        return detect_language(self.model, features[0], tokenizer)
+        return detect_language(self.model, self.read(features), tokenizer)

@@ -27,10 +27,9 @@ from fastwhisper.values import Segment, Transcription
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import mlx.core as mx
-
     from fastwhisper.transcribing.mel import MelAudio
     from fastwhisper.transcribing.window_decoder import WindowDecoder
+    from fastwhisper.whisper.attention import KeyValues
     from fastwhisper.whisper.decoding import DecodedWindow
     from fastwhisper.whisper.tokenizer import Tokenizer
 
@@ -182,18 +181,20 @@ class AudioWindows:
         """Return the tokens of the text before the next window."""
         return self._prompt.build()
 
-    def accept(self, bounds: WindowBounds, features: mx.array, result: DecodedWindow) -> Window:
+    def accept(
+        self, bounds: WindowBounds, audio: Sequence[KeyValues], result: DecodedWindow
+    ) -> Window:
         """Take the result of the window that was proposed, and move on.
 
         Args:
             bounds: What `propose` returned.
-            features: The encoded window. Shape (1500, state), float16 or float32.
+            audio: The window, as `WindowDecoder.read` returned it.
             result: The decoded window.
 
         Returns:
             Its segments, at their times in the whole audio.
         """
-        segments = self._read_segments(bounds, features, result)
+        segments = self._read_segments(bounds, audio, result)
         # Word times and thresholds may ask for the same window again, which would never end: then
         # go on after it.
         if self._seek <= bounds.start_frame:
@@ -248,7 +249,7 @@ class AudioWindows:
         )
 
     def _read_segments(
-        self, bounds: WindowBounds, features: mx.array, result: DecodedWindow
+        self, bounds: WindowBounds, audio: Sequence[KeyValues], result: DecodedWindow
     ) -> list[Segment]:
         """Return the segments of a window, and move `_seek`."""
         if self._is_silence(result):
@@ -257,7 +258,7 @@ class AudioWindows:
 
         drafts = self._split_segments(result.tokens, bounds)
         if self._settings.word_timestamps and not self._add_words(
-            drafts, bounds, features, ends_with_speech=self._ends_with_speech(result.tokens)
+            drafts, bounds, audio, ends_with_speech=self._ends_with_speech(result.tokens)
         ):
             return []
 
@@ -315,7 +316,7 @@ class AudioWindows:
         self,
         drafts: list[Draft],
         bounds: WindowBounds,
-        features: mx.array,
+        audio: Sequence[KeyValues],
         *,
         ends_with_speech: bool,
     ) -> bool:
@@ -328,7 +329,7 @@ class AudioWindows:
             drafts,
             model=self._decoder.model,
             tokenizer=self._tokenizer,
-            features=features,
+            audio=audio,
             bounds=bounds,
             settings=self._settings,
             last_speech_s=self._last_speech_s,

@@ -21,9 +21,8 @@ from fastwhisper.whisper.alignment import align_words
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import mlx.core as mx
-
     from fastwhisper.whisper.alignment import AlignedWord
+    from fastwhisper.whisper.attention import KeyValues
     from fastwhisper.whisper.network import Whisper
     from fastwhisper.whisper.options import DecodeSettings
     from fastwhisper.whisper.tokenizer import Tokenizer
@@ -90,7 +89,7 @@ def add_words(
     *,
     model: Whisper,
     tokenizer: Tokenizer,
-    features: mx.array,
+    audio: Sequence[KeyValues],
     bounds: WindowBounds,
     settings: DecodeSettings,
     last_speech_s: float,
@@ -101,14 +100,14 @@ def add_words(
         drafts: The segments of one window; changed in place.
         model: The network; its decoder and alignment heads are used.
         tokenizer: The tokenizer that the window was decoded with.
-        features: The encoded window. Shape (1500, state), float16 or float32.
+        audio: The window, as `WindowDecoder.read` returned it.
         bounds: The part of the audio that the window covers.
         settings: `prepend_punctuations` and `append_punctuations` are used.
         last_speech_s: End of the last word before the window, in seconds of the audio.
     """
     texts = [[token for token in draft.tokens if token < tokenizer.eot] for draft in drafts]
     tokens = [token for text in texts for token in text]
-    words = align_words(model, features, tokenizer, tokens, frames=bounds.frames)
+    words = align_words(model, audio, tokenizer, tokens, frames=bounds.frames)
     typical_s = _typical_duration_s(words)
     _shorten_at_sentence_ends(words, longest_s=2 * typical_s)
     _merge_punctuation(

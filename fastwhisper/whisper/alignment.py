@@ -13,6 +13,9 @@ import mlx.core as mx
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fastwhisper.whisper.attention import KeyValues
     from fastwhisper.whisper.network import Whisper
     from fastwhisper.whisper.tokenizer import Tokenizer
 
@@ -53,7 +56,7 @@ class AlignedWord:
 
 def align_words(
     model: Whisper,
-    features: mx.array,
+    audio: Sequence[KeyValues],
     tokenizer: Tokenizer,
     tokens: list[int],
     *,
@@ -63,7 +66,7 @@ def align_words(
 
     Args:
         model: The network; its alignment heads are used.
-        features: The encoded window. Shape (1500, state), float16 or float32.
+        audio: The window, as `TextDecoder.read` returned it.
         tokenizer: The tokenizer that the window was decoded with.
         tokens: The text of the window, without timestamps and special tokens. Tokens that do not
             fit into the decoder's context get no words.
@@ -82,7 +85,7 @@ def align_words(
     # A window may have as many tokens as the context. The start and the end need room in it too.
     tokens = tokens[: model.dims.n_text_ctx - len(start) - 1]
     inputs = mx.array([[*start, *tokens, tokenizer.eot]])
-    logits, scores = model.decoder(inputs, features[None])
+    logits, scores = model.decoder.score(inputs, audio)
     # The logits at a token are those of the next token.
     first = len(start) - 1
     text_probs = mx.softmax(logits[0, first:-2, : tokenizer.eot], axis=-1, precise=True)

@@ -19,9 +19,17 @@ from fastwhisper.whisper.layers import Linear, Packing
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Attention", "DecoderCache", "KeyValues"]
+__all__ = ["Attention", "DecoderCache", "KeyValues", "take_windows"]
 
 KeyValues: TypeAlias = tuple[mx.array, mx.array]
+
+
+def take_windows(audio: Sequence[KeyValues], windows: Sequence[int]) -> Sequence[KeyValues]:
+    """Return the keys and values of some windows; see `DecoderCache.audio`."""
+    if list(windows) == list(range(len(audio[0][0]))):
+        return audio
+    chosen = mx.array(list(windows))
+    return [(keys[chosen], values[chosen]) for keys, values in audio]
 
 
 class DecoderCache:
@@ -70,8 +78,8 @@ class Attention(nn.Module):
 
         Args:
             x: Shape (batch, n, state).
-            keys: What `self.key` returned. Shape (batch, m, state).
-            values: What `self.value` returned. Shape (batch, m, state).
+            keys: Split into heads. Shape (batch or 1, heads, m, state / heads).
+            values: Split into heads. Shape (batch or 1, heads, m, state / heads).
             mask: Is added to the scores. Shape (n, m).
 
         Returns:
@@ -88,11 +96,10 @@ class Attention(nn.Module):
         """Return the weighted values, before the output layer, and the scores; see `__call__`."""
         scale = (query.shape[-1] // self.heads) ** -0.25
         q = self.split(query) * scale
-        k = self.split(keys) * scale
-        scores = q @ k.swapaxes(2, 3)
+        scores = q @ (keys * scale).swapaxes(2, 3)
         if mask is not None:
             scores = scores + mask
-        mixed = mx.softmax(scores, axis=-1, precise=True) @ self.split(values)
+        mixed = mx.softmax(scores, axis=-1, precise=True) @ values
         return _join(mixed), scores
 
     def attend(

@@ -1,4 +1,4 @@
-"""Encoded windows -> tokens: the sampling loop and the ladder of temperatures.
+"""Windows -> tokens: the sampling loop and the ladder of temperatures.
 
 Several windows are decoded together, as rows of one batch. A window's text depends on no other row.
 The rules are arrays like the logits, so a step need not wait for the token of the step before: it
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from fastwhisper.whisper.attention import DecoderCache
+from fastwhisper.whisper.attention import DecoderCache, take_windows
 from fastwhisper.whisper.rules import Rules
 from fastwhisper.whisper.start import build_start
 
@@ -52,12 +52,14 @@ class DecodedWindow:
     temperature: float
 
 
-def detect_language(model: Whisper, features: mx.array, tokenizer: Tokenizer) -> dict[str, float]:
-    """Compute the probability of each language for an encoded window.
+def detect_language(
+    model: Whisper, audio: Sequence[KeyValues], tokenizer: Tokenizer
+) -> dict[str, float]:
+    """Compute the probability of each language for a window.
 
     Args:
         model: A multilingual network.
-        features: The encoded window. Shape (1500, state), float16 or float32.
+        audio: The window, as `TextDecoder.read` returned it.
         tokenizer: The network's tokenizer.
 
     Returns:
@@ -67,7 +69,7 @@ def detect_language(model: Whisper, features: mx.array, tokenizer: Tokenizer) ->
         Radford et al. 2022, section 2.3.
     """
     start = mx.array([[tokenizer.sot]])
-    logits = model.decoder(start, features[None])[0][0, 0].astype(mx.float32)
+    logits = model.decoder.score(start, audio)[0][0, 0].astype(mx.float32)
     tokens = mx.array(list(tokenizer.language_tokens.values()))
     probabilities: list[float] = mx.softmax(logits[tokens]).tolist()  # type: ignore[assignment]
     return dict(zip(tokenizer.language_tokens, probabilities, strict=True))
@@ -113,7 +115,7 @@ class Decoder:
 
     def decode(
         self,
-        features: mx.array,
+        audio: Sequence[KeyValues],
         prompts: Sequence[Sequence[int]],
         keys: Sequence[mx.array],
         *,
@@ -122,7 +124,7 @@ class Decoder:
         """Decode each window at rising temperatures, until its result passes the thresholds.
 
         Args:
-            features: The encoded windows. Shape (windows, 1500, state), float16 or float32.
+            audio: The windows, as `TextDecoder.read` returned them.
             prompts: For each window, the tokens of the text before it.
             keys: For each window its random key, for temperatures above 0. Each temperature and
                 each token has a key that is split from it. Shape (2,), uint32.
@@ -135,7 +137,6 @@ class Decoder:
         Source:
             Radford et al. 2022, section 4.5.
         """
-        audio = self._read_audio(features)
         temperatures = self._settings.temperature
         noise = [mx.random.split(key, len(temperatures)) for key in keys]
         first = [self._first_tokens(prompt, known) for prompt in prompts]
@@ -150,7 +151,7 @@ class Decoder:
                     continue
                 found = self._decode_at(
                     temperature,
-                    audio if len(rows) == len(prompts) else _take(audio, rows),
+                    take_windows(audio, rows),
                     [first[n] for n in rows],
                     [noise[n][index] for n in rows],
                     known,
@@ -159,24 +160,10 @@ class Decoder:
             waiting = [n for n in waiting if _needs_fallback(decoded[n], self._settings)]
         return [decoded[n] for n in range(len(prompts))]
 
-    def _read_audio(self, features: mx.array) -> list[KeyValues]:
-        """Compute the keys and values of windows, one after the other: each may be cancelled."""
-        if len(features) == 1:
-            return self._model.decoder.read(features)
-        windows = []
-        for n in range(len(features)):
-            self._check()
-            windows.append(self._model.decoder.read(features[n : n + 1]))
-            mx.eval(windows[-1])
-        return [
-            (mx.concatenate([k for k, _ in layer]), mx.concatenate([v for _, v in layer]))
-            for layer in zip(*windows, strict=True)
-        ]
-
     def _decode_at(
         self,
         temperature: float,
-        audio: list[KeyValues],
+        audio: Sequence[KeyValues],
         first: Sequence[tuple[int, list[int]]],
         noise: list[mx.array],
         known: Sequence[int],
@@ -269,12 +256,6 @@ class Decoder:
         room = min(half, self._model.dims.n_text_ctx - len(start)) - 1
         before = [self._tokenizer.sot_prev, *prompt[-room:]] if prompt and room > 0 else []
         return len(before), [*before, *start]
-
-
-def _take(audio: list[KeyValues], windows: list[int]) -> list[KeyValues]:
-    """Return the keys and values of some windows."""
-    chosen = mx.array(windows)
-    return [(keys[chosen], values[chosen]) for keys, values in audio]
 
 
 def _needs_fallback(decoded: DecodedWindow, settings: DecodeSettings) -> bool:

@@ -31,7 +31,7 @@ from fastwhisper.whisper.layers import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from fastwhisper.values import Dimensions, ModulePrecision
     from fastwhisper.whisper.attention import DecoderCache, KeyValues
@@ -71,22 +71,21 @@ class Block(nn.Module):
         x = x + self.attn.encode(self.attn_ln(x))
         return x + self._feed_forward(x)
 
-    def decode(self, x: mx.array, audio: mx.array, mask: mx.array) -> tuple[mx.array, mx.array]:
+    def decode(self, x: mx.array, audio: KeyValues, mask: mx.array) -> tuple[mx.array, mx.array]:
         """Compute the block's output for a whole text. All arrays have the network's dtype.
 
         Args:
             x: Shape (batch, n, state).
-            audio: The encoded audio. Shape (batch or 1, 1500, state).
+            audio: What `read` returned, for `batch` windows or one.
             mask: Hides from each token the tokens after it. Shape (n, n).
 
         Returns:
             The output, shape (batch, n, state), and the scores of the attention to the audio,
             shape (batch, heads, n, 1500).
         """
-        h = self.attn_ln(x)
-        x = x + self.attn(h, self.attn.key(h), self.attn.value(h), mask)[0]
-        cross = self.cross_attn
-        mixed, scores = cross(self.cross_attn_ln(x), cross.key(audio), cross.value(audio))
+        attn, h = self.attn, self.attn_ln(x)
+        x = x + attn(h, attn.split(attn.key(h)), attn.split(attn.value(h)), mask)[0]
+        mixed, scores = self.cross_attn(self.cross_attn_ln(x), *audio)
         x = x + mixed
         return x + self._feed_forward(x), scores
 
@@ -225,12 +224,23 @@ class TextDecoder(nn.Module):
             Logits, shape (batch, n, n_vocab); and for each block the scores of the attention to
             the audio, shape (batch, heads, n, 1500). Both have the network's dtype.
         """
+        return self.score(tokens, self.read(audio))
+
+    def score(
+        self, tokens: mx.array, audio: Sequence[KeyValues]
+    ) -> tuple[mx.array, list[mx.array]]:
+        """Compute what a call computes, of audio that is read.
+
+        Args:
+            tokens: Shape (batch, n), int32.
+            audio: What `read` returned, for `batch` windows or one.
+        """
         length = tokens.shape[1]
         x = self.embed(tokens)
         mask = self._mask[:length, :length]
         scores: list[mx.array] = []
-        for block in self.blocks:
-            x, audio_scores = block.decode(x, audio, mask)
+        for block, keys_values in zip(self.blocks, audio, strict=True):
+            x, audio_scores = block.decode(x, keys_values, mask)
             scores.append(audio_scores)
         return self.project(x), scores
 

@@ -15,6 +15,7 @@ from fastwhisper.transcribing.mel import WINDOW_FRAMES, compute_mel
 from fastwhisper.transcribing.parts import Part
 from fastwhisper.transcribing.samples import never_cancel
 from fastwhisper.transcribing.window_decoder import WindowDecoder, WindowRef
+from fastwhisper.whisper.attention import take_windows
 from fastwhisper.whisper.decoding import Decoder
 from fastwhisper.whisper.network import TextDecoder
 from fastwhisper.whisper.options import DecodeSettings
@@ -223,6 +224,34 @@ def test_only_windows_that_fail_are_decoded_again(
     assert [segment.temperature for segment in found] == [0.7 * fails for fails in failing]
 
 
+def test_each_window_of_a_batch_may_be_cancelled_before_a_token(model: Whisper) -> None:
+    """The keys and values of many windows take seconds on a CPU: one window at a time."""
+    calls: list[None] = []
+    decoder = WindowDecoder(model, DecodeSettings(), fp16=False, check=lambda: calls.append(None))
+    for windows, count in [(1, 0), (2, 2), (5, 5)]:
+        calls.clear()
+        audio = decoder.read(mx.zeros((windows, 1500, model.dims.n_audio_state)))
+        assert [len(keys) for keys, _ in audio] == [windows] * model.dims.n_text_layer
+        assert len(calls) == count
+
+
+def test_word_times_need_no_second_look_at_the_audio(
+    model: Whisper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The keys and values of a window are computed once, for its text and its word times."""
+    reads: list[int] = []
+    real = TextDecoder.read
+
+    def read(network: TextDecoder, features: mx.array) -> Any:
+        reads.append(len(features))
+        return real(network, features)
+
+    monkeypatch.setattr(TextDecoder, "read", read)
+    windows = decode_all(model, PARTS[:3], batch_size=2, word_timestamps=True, **SHORT)
+    assert any(segment.words for segment in segments_of(windows))
+    assert reads == [1] * len(windows)
+
+
 @pytest.mark.parametrize("sample_len", [1, 6])
 def test_prompts_of_different_lengths(model: Whisper, sample_len: int) -> None:
     """Windows with more or fewer tokens before their text are decoded as alone, in their order."""
@@ -230,14 +259,15 @@ def test_prompts_of_different_lengths(model: Whisper, sample_len: int) -> None:
     prompts = [[], [262, 286], [314], [], [290, 340], [290] * 200]
     settings = DecodeSettings.from_options(**{**SHORT, "sample_len": sample_len})
     decoder = Decoder(model, tokenizer, settings, check=never_cancel)
-    features = mx.stack(
-        [listen(model, WindowRef(PARTS[n].audio, 0, 100)) for n in range(len(prompts))]
+    audio = model.decoder.read(
+        mx.stack([listen(model, WindowRef(PARTS[n].audio, 0, 100)) for n in range(len(prompts))])
     )
     keys = [mx.random.key(n) for n in range(len(prompts))]
-    together = decoder.decode(features, prompts, keys)
+    together = decoder.decode(audio, prompts, keys)
     assert len({str(result.tokens) for result in together}) > 2
     for n, result in enumerate(together):
-        (alone,) = decoder.decode(features[n : n + 1], prompts[n : n + 1], keys[n : n + 1])
+        one = take_windows(audio, [n])
+        (alone,) = decoder.decode(one, prompts[n : n + 1], keys[n : n + 1])
         assert result.tokens == alone.tokens
         assert result.avg_logprob == pytest.approx(alone.avg_logprob, abs=1e-4)
         assert result.no_speech_prob == pytest.approx(alone.no_speech_prob, abs=1e-4)
@@ -321,9 +351,9 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> list[list[list[int]]]:
     seen: list[list[list[int]]] = []
     real = WindowDecoder.decode
 
-    def decode(self: WindowDecoder, features: Any, prompts: Any, **more: Any) -> Any:
+    def decode(self: WindowDecoder, audio: Any, prompts: Any, **more: Any) -> Any:
         seen.append(list(map(list, prompts)))
-        return real(self, features, prompts, **more)
+        return real(self, audio, prompts, **more)
 
     monkeypatch.setattr(WindowDecoder, "decode", decode)
     return seen

@@ -110,9 +110,9 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     seen: list[list[int]] = []
     real = WindowDecoder.decode
 
-    def decode(self: WindowDecoder, features: Any, prompts: Any, **more: Any) -> Any:
+    def decode(self: WindowDecoder, audio: Any, prompts: Any, **more: Any) -> Any:
         seen.extend(map(list, prompts))
-        return real(self, features, prompts, **more)
+        return real(self, audio, prompts, **more)
 
     monkeypatch.setattr(WindowDecoder, "decode", decode)
     return seen

@@ -62,8 +62,13 @@ class _Listening:
     alignment_heads = mx.array([[0, 0]])
     dims = SPEAKING
 
+    @property
+    def decoder(self) -> _Listening:
+        """The part that is asked."""
+        return self
+
     @staticmethod
-    def decoder(tokens: mx.array, _: mx.array) -> tuple[mx.array, list[mx.array]]:
+    def score(tokens: mx.array, _: object) -> tuple[mx.array, list[mx.array]]:
         """Return logits and scores. Shapes (1, n, n_vocab) and (1, 1, n, 1500)."""
         length = tokens.shape[1]
         at = mx.arange(1500) // 4
@@ -76,7 +81,7 @@ def test_words_begin_where_their_tokens_were_heard() -> None:
     """Positions are 0.02 s; the words are the text's, with their spaces."""
     tokens = TOKENIZER.encode(" one two three")
     model: Any = _Listening()
-    words = align_words(model, mx.zeros((1500, 1)), TOKENIZER, tokens, frames=40)
+    words = align_words(model, [], TOKENIZER, tokens, frames=40)
     assert [word.word for word in words] == [" one", " two", " three"]
     assert [word.start_s for word in words] == pytest.approx([0.0, 0.08, 0.16], abs=0.021)
     assert all(one.end_s == other.start_s for one, other in itertools.pairwise(words))
@@ -86,7 +91,7 @@ def test_words_begin_where_their_tokens_were_heard() -> None:
 def test_a_window_that_fills_the_context_is_aligned_as_far_as_it_goes() -> None:
     """Of 447 tokens those are aligned that fit the context beside the special tokens."""
     model: Any = _Listening()
-    words = align_words(model, mx.zeros((1500, 1)), TOKENIZER, [1290] * 447, frames=3000)
+    words = align_words(model, [], TOKENIZER, [1290] * 447, frames=3000)
     assert 0 < sum(len(word.tokens) for word in words) < 447
 
 
@@ -95,4 +100,4 @@ def test_no_words_without_text_or_audio(text: str, frames: int) -> None:
     """A window of a hundredth of a second has no position to align with."""
     model: Any = SimpleNamespace()
     tokens = TOKENIZER.encode(text)
-    assert align_words(model, mx.zeros((1500, 1)), TOKENIZER, tokens, frames=frames) == []
+    assert align_words(model, [], TOKENIZER, tokens, frames=frames) == []
