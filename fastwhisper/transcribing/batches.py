@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from fastwhisper.transcribing.mel import MelAudio
     from fastwhisper.transcribing.words import WindowBounds
+    from fastwhisper.whisper.attention import KeyValues
     from fastwhisper.whisper.network import Whisper
     from fastwhisper.whisper.options import DecodeSettings
 
@@ -201,9 +202,11 @@ def _decode(features: mx.array, rows: list[tuple[int, _Proposed]]) -> None:
         start_frames=[p.part.offset_frames + p.bounds.start_frame for _, p in rows],
     )
     for n, (_, p) in enumerate(rows):
+        window: Sequence[KeyValues] = ()
         if decoder.settings.word_timestamps:
             decoder.check()
-        p.done.append(p.part.accept(p.bounds, take_windows(audio, [n]), results[n]))
+            window = take_windows(audio, [n])
+        p.done.append(p.part.accept(p.bounds, window, results[n]))
 
 
 def transcribe_windows(

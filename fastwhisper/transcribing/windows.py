@@ -188,7 +188,7 @@ class AudioWindows:
 
         Args:
             bounds: What `propose` returned.
-            audio: The window, as `WindowDecoder.read` returned it.
+            audio: The window, as `WindowDecoder.read` returned it. Without word times nobody looks.
             result: The decoded window.
 
         Returns:
