@@ -68,6 +68,9 @@ _KNOWN_CHARACTERS: Final = 400
 _FIRST_TIME_S: Final = 1.0
 """The decoder has learnt that a transcript does not begin later in its window."""
 
+_MIN_TOKENS, _TOKENS_PER_S = 16, 15
+"""Most tokens of a tentative pass, and for each second that is not final. A loop is longer."""
+
 _UNSURE_S: Final = 1.6
 """A word so close to the end of the sound is not final: what follows may change it."""
 
@@ -230,8 +233,8 @@ class LiveDecoder:
         end = len(self._buffer)
         if is_over:  # a long silence at the end invites inventions
             end = min(end, self._buffer.speech_end + _MARGIN_SAMPLES - self._buffer.start)
-        n_mels = self._decoder.model.dims.n_mels
-        mel = compute_blocks_mel(iter([self._buffer.samples[:end]]), n_mels=n_mels)
+        samples = iter([self._buffer.samples[:end]])
+        mel = compute_blocks_mel(samples, n_mels=self._decoder.model.dims.n_mels)
         if self._unsettled > 0:
             self._decoder = self._new_decoder()
             self._decoder.begin(mel)
@@ -240,11 +243,13 @@ class LiveDecoder:
         audio = decoder.read(decoder.encode([WindowRef(mel, 0, frames)]))
         known = self._encode_known()
         room = decoder.max_prompt_tokens - len(known)
+        new_s = self.end / SAMPLE_RATE - max(self._begin_s, self._agreement.end_s)
         [result] = decoder.decode(
             audio,
             [self._encode_prompt()[-room:] if room > 0 else []],
             start_frames=[self._buffer.start // 160],
             known=known,
+            max_tokens=None if is_over else _MIN_TOKENS + round(_TOKENS_PER_S * new_s),
         )
         settings = self._settings
         if (

@@ -170,6 +170,7 @@ class WindowDecoder:
         *,
         start_frames: Sequence[int],
         known: Sequence[int] = (),
+        max_tokens: int | None = None,
     ) -> list[DecodedWindow]:
         """Decode windows at rising temperatures, until each result passes the thresholds.
 
@@ -180,12 +181,13 @@ class WindowDecoder:
                 is sampled. So a window's text depends on no other window, and a window that is
                 decoded again has the same text.
             known: As for `Decoder.decode`.
+            max_tokens: As for `Decoder.decode`.
 
         Returns:
             For each window the first result that passes, or the last one.
         """
         keys = [mx.random.key(self._seed ^ start_frame << 32) for start_frame in start_frames]
-        return self._decoder.decode(audio, prompts, keys, known=known)
+        return self._decoder.decode(audio, prompts, keys, known=known, max_tokens=max_tokens)
 
     def detect_language(self, audio: MelAudio) -> dict[str, float]:
         """Compute the probability, 0 to 1, of each language that the network knows, by its code.

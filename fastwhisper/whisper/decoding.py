@@ -120,6 +120,7 @@ class Decoder:
         keys: Sequence[mx.array],
         *,
         known: Sequence[int] = (),
+        max_tokens: int | None = None,
     ) -> list[DecodedWindow]:
         """Decode each window at rising temperatures, until its result passes the thresholds.
 
@@ -130,6 +131,7 @@ class Decoder:
                 each token has a key that is split from it. Shape (2,), uint32.
             known: A time and text that every transcript begins with. The results go on from there,
                 and do not hold it.
+            max_tokens: Most tokens of a result; None means what the settings say.
 
         Returns:
             For each window the first result that passes, or the last one.
@@ -154,7 +156,8 @@ class Decoder:
                     take_windows(audio, rows),
                     [first[n] for n in rows],
                     [noise[n][index] for n in rows],
-                    known,
+                    known=known,
+                    max_tokens=max_tokens,
                 )
                 decoded.update(zip(rows, found, strict=True))
             waiting = [n for n in waiting if _needs_fallback(decoded[n], self._settings)]
@@ -166,7 +169,9 @@ class Decoder:
         audio: Sequence[KeyValues],
         first: Sequence[tuple[int, list[int]]],
         noise: list[mx.array],
+        *,
         known: Sequence[int],
+        max_tokens: int | None,
     ) -> list[DecodedWindow]:
         """Decode windows once; above temperature 0 choose the best of several samples of each."""
         network, rules = self._model.decoder, self._rules
@@ -175,6 +180,8 @@ class Decoder:
         length = len(first[0][1])
         # The last token need not fit into the context: no token follows it.
         steps = min(self._settings.sample_len or context // 2, max(context - length, 0) + 1)
+        if max_tokens is not None:
+            steps = min(steps, max_tokens)
 
         self._check()
         cache = DecoderCache(audio, min(length + steps, context))

@@ -20,6 +20,7 @@ from fastwhisper.transcribing.mel import compute_blocks_mel
 from fastwhisper.transcribing.samples import never_cancel, read_blocks, read_chunk
 from fastwhisper.transcribing.window_decoder import WindowDecoder, WindowRef
 from fastwhisper.whisper.start import read_settings
+from fastwhisper.whisper.tokenizer import read_tokenizer
 from tests.helpers.audio import SAMPLE, SAMPLE_RATE, SENTENCE, make_music, noise, spell, tone
 from tests.helpers.tones import silence
 
@@ -169,6 +170,30 @@ def test_what_is_known_is_not_decoded_again(model: Whisper) -> None:
         known = whole.tokens[:count]
         [rest] = decoder.decode(audio, [[]], start_frames=[0], known=known)
         assert [*known, *rest.tokens] == whole.tokens
+
+
+def test_a_tentative_pass_does_not_write_on_and_on(model: Whisper) -> None:
+    """A text that never ends is cut by its sound; the last pass may fill the context."""
+    end = read_tokenizer(model.dims.n_vocab, language="en", task="transcribe").eot
+    settings = read_settings(
+        model.dims.n_vocab,
+        model.dims.n_text_ctx,
+        word_timestamps=True,
+        temperature=0,
+        suppress_tokens=[end],
+    )
+    tokens = [0]
+
+    def check() -> None:
+        tokens[0] += 1
+
+    decoder = LiveDecoder(model, settings, fp16=False, min_chunk_s=1, pause_s=1, check=check)
+    decoder.push(read_sample()[: 2 * SAMPLE_RATE])
+    decoder.decode(is_last=False)
+    assert tokens[0] < 50  # 2 s of sound
+    decoder.push(read_sample()[2 * SAMPLE_RATE : 3 * SAMPLE_RATE])
+    decoder.decode(is_last=True)
+    assert tokens[0] > 224
 
 
 def test_recorded_speech_becomes_its_text(model: Whisper) -> None:
