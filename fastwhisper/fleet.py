@@ -17,6 +17,7 @@ from weakref import ref
 import numpy as np
 from anyio.from_thread import start_blocking_portal
 
+from fastwhisper.engine.jobs import wait_for_future
 from fastwhisper.errors import AudioError, LoadingFailedError
 from fastwhisper.session import open as open_session
 from fastwhisper.stream import read_ahead
@@ -126,7 +127,7 @@ class Transcriber:
         portal, session = self._open()
         running = portal.start_task_soon(partial(self._transcribe, session, batch, source))
         try:
-            rows = running.result()
+            rows = wait_for_future(running)
         except BaseException:
             running.cancel()  # an interrupt is raised here, and not on the event loop
             raise

@@ -32,28 +32,32 @@ target, ends, directory, way = sys.argv[1:]
 let_go = hold_for_ever(target, stoppable=ends == "ends")
 """
 
+# Without warm-up, here and below: while a kernel is compiled, SIGINT is not Python's. On a CPU the
+# compiler runs through C's `system`, and the process ignores SIGINT; on CUDA, NVRTC's own handler
+# may crash the process. A user presses again; a test would wait for ever.
 COMMAND = """
+from functools import partial
+from fastwhisper.cli import commands
 from fastwhisper.cli.parser import main
+commands.open_session = partial(commands.open_session, warm_up=False)
 main(["transcribe", "nothing.wav", "--model", directory])
 """
 
-# Without warm-up: MLX's first kernel on a CPU runs a compiler through C's `system`, and while
-# that runs the process ignores SIGINT. A user presses again; a test would wait for ever.
 PROGRAM = """
 import asyncio
 import anyio
 import fastwhisper
 
 async def blocking():
-    async with fastwhisper.open(directory):
+    async with fastwhisper.open(directory, warm_up=False):
         raise AssertionError("the block must not begin")
 
 async def waiting():
-    async with fastwhisper.open(directory, background=True) as session:
+    async with fastwhisper.open(directory, warm_up=False, background=True) as session:
         await session.wait_until_ready(None)
 
 async def working():
-    async with fastwhisper.open(directory, background=True):
+    async with fastwhisper.open(directory, warm_up=False, background=True):
         await anyio.sleep_forever()
 
 mains = {"blocking": blocking, "waiting": waiting, "working": working}

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.from_thread
 
+from fastwhisper.engine.jobs import wait_for_future
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from types import FrameType
@@ -61,7 +63,7 @@ def run_loop(work: Callable[[], Awaitable[int]]) -> int:
         anyio.from_thread.start_blocking_portal() as portal,
     ):
         # KeyboardInterrupt leaves the portal, which cancels the work and waits for its end.
-        return portal.call(work)
+        return wait_for_future(portal.start_task_soon(work))
 
 
 def _list_signals() -> set[int]:

@@ -6,14 +6,19 @@ import contextlib
 import inspect
 import threading
 import traceback
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
 
-__all__ = ["Job", "Stopped", "check", "is_in_job"]
+__all__ = ["Job", "Stopped", "check", "is_in_job", "wait_for_event", "wait_for_future"]
 
 T = TypeVar("T")
+
+_WAIT_S: Final = 0.2
+"""An interrupt ends a wait after this at the latest. Without a timeout it may not end it at all:
+NVRTC, which compiles CUDA's kernels, sets SA_RESTART for the handler of SIGINT."""
 
 
 class Stopped(BaseException):
@@ -117,3 +122,17 @@ def check() -> None:
     job = _here.job
     if job is not None and job.stop:
         raise Stopped
+
+
+def wait_for_event(event: threading.Event) -> None:
+    """Block until an event is set. An interrupt is raised here."""
+    while not event.wait(_WAIT_S):
+        pass
+
+
+def wait_for_future(future: Future[T]) -> T:
+    """Block until a future is done and return its result. An interrupt is raised here."""
+    done = threading.Event()
+    future.add_done_callback(lambda _: done.set())
+    wait_for_event(done)
+    return future.result()

@@ -44,7 +44,7 @@ import anyio
 import anyio.lowlevel
 
 from fastwhisper.engine import INTERRUPTED, allocating, backend, blas, tasks
-from fastwhisper.engine.jobs import Job, check, is_in_job
+from fastwhisper.engine.jobs import Job, check, is_in_job, wait_for_event
 from fastwhisper.errors import LoadingFailedError
 
 if TYPE_CHECKING:
@@ -271,7 +271,7 @@ def run_blocking(function: Callable[[], T], lane: Lane) -> T:
 def wait_for(job: Job[T]) -> T:
     """Block until a job is done and return its result. An interrupt stops the job first."""
     try:
-        job.finished.wait()
+        wait_for_event(job.finished)
     except BaseException:
         stop(job)
         raise
@@ -281,7 +281,7 @@ def wait_for(job: Job[T]) -> T:
 def stop(job: Job[Any]) -> None:
     """Stop a job at its next check and block until it has ended."""
     if not job.abandon():
-        job.finished.wait()
+        wait_for_event(job.finished)
     job.forget()
 
 

@@ -249,6 +249,27 @@ def test_refuses_work_in_a_process_forked_from_a_used_one(monkeypatch: pytest.Mo
         threads.submit(lambda: None, Lane.READ)
 
 
+def test_an_interrupt_stops_a_job_though_it_may_not_end_a_wait() -> None:
+    """CUDA's compiler sets SA_RESTART for SIGINT: a wait without a timeout would go on."""
+    done = run_python(
+        "-c",
+        "import signal, threading\n"
+        "from fastwhisper.engine import threads\n"
+        "signal.siginterrupt(signal.SIGINT, False)\n"
+        "main = threading.main_thread().ident\n"
+        "def work():\n"
+        "    signal.pthread_kill(main, signal.SIGINT)\n"
+        "    while True:\n"
+        "        threads.check()\n"
+        "for _ in range(5):\n"
+        "    try:\n"
+        "        threads.run_blocking(work, threads.Lane.READ)\n"
+        "    except KeyboardInterrupt:\n"
+        "        print('interrupted')\n",
+    )
+    assert done.stdout.split() == ["interrupted"] * 5
+
+
 def test_a_job_may_be_stopped_twice() -> None:
     """Also one that never begins, because every thread of its kind is busy."""
     release = threading.Event()
