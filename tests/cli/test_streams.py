@@ -9,7 +9,9 @@ import pty
 import re
 import subprocess
 import sys
+import threading
 import warnings
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -106,13 +108,20 @@ def run_terminal(
         env={**os.environ, "TERM": "xterm", "COLUMNS": "1000"},  # no path is wrapped
     ) as process:
         os.close(its_end)
-        assert process.stdin is not None
-        process.stdin.write(stdin)
-        process.stdin.close()
+        # In a thread: a terminal that nobody reads stops the program, which then reads no stdin.
+        feeder = threading.Thread(target=_feed, args=(process, stdin))
+        feeder.start()
         shown = b"".join(iter(partial(_read_terminal, terminal), b"")).decode()
         text = "" if process.stdout is None else process.stdout.read().decode()
+        feeder.join()
     os.close(terminal)
     return process.returncode, shown, text
+
+
+def _feed(process: subprocess.Popen[bytes], data: bytes) -> None:
+    assert process.stdin is not None
+    with suppress(BrokenPipeError), process.stdin:
+        process.stdin.write(data)
 
 
 def _read_terminal(terminal: int) -> bytes:
