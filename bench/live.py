@@ -143,7 +143,8 @@ async def measure_long(options: argparse.Namespace) -> None:
         f"{rounds * round_s:.0f} s in {anyio.current_time() - begin_s:.0f} s, {passes} passes; "
         f"{len(found)} sentences came again, their times differ by {_describe(found)} "
         f"(median | 95 %), in the last ten rounds by {_describe(last)}; "
-        f"memory: {memory[0]:.0f} MiB after a round, {memory[-1]:.0f} MiB at the end"
+        f"MiB of memory after a round, each sixth of the time, and at the end: "
+        f"{', '.join(f'{mib:.0f}' for mib in [*memory[:: max(1, rounds // 6)], memory[-1]])}"
     )
 
 

@@ -33,8 +33,8 @@ let_go = hold_for_ever(target, stoppable=ends == "ends")
 """
 
 # Without warm-up, here and below: while a kernel is compiled, SIGINT is not Python's. On a CPU the
-# compiler runs through C's `system`, and the process ignores SIGINT; on CUDA, NVRTC's own handler
-# may crash the process. A user presses again; a test would wait for ever.
+# compiler runs through C's `system`, and the process ignores SIGINT: a user presses again, a test
+# would wait for ever. On CUDA, NVRTC's own handler may crash the process.
 COMMAND = """
 from functools import partial
 from fastwhisper.cli import commands
@@ -191,7 +191,7 @@ def test_trio_raises_no_interrupt_between_two_lines_of_a_load(model: Path) -> No
         "        marks.append('end')\n"
         "async def main():\n"
         "    async with fastwhisper.open(\n"
-        "        sys.argv[1], background=True, on_progress=interrupt\n"
+        "        sys.argv[1], warm_up=False, background=True, on_progress=interrupt\n"
         "    ) as session:\n"
         "        try:\n"
         "            await session.wait_until_ready(None)\n"

@@ -48,7 +48,7 @@ def run_command(command: Callable[[], int]) -> int:
 def run_loop(work: Callable[[], Awaitable[int]]) -> int:
     """Run work in an event loop. Return its exit status, or 128 + the number of the signal.
 
-    A second Ctrl-C ends the process at once.
+    A second Ctrl-C ends the process at once, unless another event loop was running.
 
     Raises:
         KeyboardInterrupt: Ctrl-C, while another event loop was running in this thread.

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
 
-__all__ = ["Job", "Stopped", "check", "is_in_job", "wait_for_event", "wait_for_future"]
+__all__ = ["Job", "Stopped", "check", "is_in_job", "wait_for_future", "wait_until"]
 
 T = TypeVar("T")
 
@@ -124,9 +124,13 @@ def check() -> None:
         raise Stopped
 
 
-def wait_for_event(event: threading.Event) -> None:
-    """Block until an event is set. An interrupt is raised here."""
-    while not event.wait(_WAIT_S):
+def wait_until(wait: Callable[..., bool]) -> None:
+    """Block until a wait has succeeded. An interrupt is raised here.
+
+    Args:
+        wait: Called with `timeout`, in seconds, again and again: `wait` of an event, or `acquire`.
+    """
+    while not wait(timeout=_WAIT_S):
         pass
 
 
@@ -134,5 +138,8 @@ def wait_for_future(future: Future[T]) -> T:
     """Block until a future is done and return its result. An interrupt is raised here."""
     done = threading.Event()
     future.add_done_callback(lambda _: done.set())
-    wait_for_event(done)
-    return future.result()
+    wait_until(done.wait)
+    try:
+        return future.result()
+    finally:
+        del future  # with its error, whose traceback names this frame, it is a cycle

@@ -44,7 +44,7 @@ import anyio
 import anyio.lowlevel
 
 from fastwhisper.engine import INTERRUPTED, allocating, backend, blas, tasks
-from fastwhisper.engine.jobs import Job, check, is_in_job, wait_for_event
+from fastwhisper.engine.jobs import Job, check, is_in_job, wait_until
 from fastwhisper.errors import LoadingFailedError
 
 if TYPE_CHECKING:
@@ -271,7 +271,7 @@ def run_blocking(function: Callable[[], T], lane: Lane) -> T:
 def wait_for(job: Job[T]) -> T:
     """Block until a job is done and return its result. An interrupt stops the job first."""
     try:
-        wait_for_event(job.finished)
+        wait_until(job.finished.wait)
     except BaseException:
         stop(job)
         raise
@@ -281,7 +281,7 @@ def wait_for(job: Job[T]) -> T:
 def stop(job: Job[Any]) -> None:
     """Stop a job at its next check and block until it has ended."""
     if not job.abandon():
-        wait_for_event(job.finished)
+        wait_until(job.finished.wait)
     job.forget()
 
 
@@ -367,7 +367,7 @@ def _leave() -> None:
         threads.queues[lane].put(None)
     try:
         for _ in threads.lanes:
-            threads.idle.acquire()
+            wait_until(threads.idle.acquire)
     except KeyboardInterrupt:
         # A thread still runs, so leaving in order would abort the process.
         os._exit(INTERRUPTED)

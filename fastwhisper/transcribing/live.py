@@ -29,6 +29,7 @@ from fastwhisper.transcribing.voice import FRAME_SAMPLES
 from fastwhisper.transcribing.window_decoder import WindowDecoder, WindowRef
 from fastwhisper.transcribing.words import Draft, WindowBounds, add_words
 from fastwhisper.values import LiveText
+from fastwhisper.whisper.decoding import is_silence
 from fastwhisper.whisper.filters import SAMPLE_RATE
 
 if TYPE_CHECKING:
@@ -68,8 +69,10 @@ _KNOWN_CHARACTERS: Final = 400
 _FIRST_TIME_S: Final = 1.0
 """The decoder has learnt that a transcript does not begin later in its window."""
 
-_MIN_TOKENS, _TOKENS_PER_S = 16, 15
-"""Most tokens of a tentative pass, and for each second that is not final. A loop is longer."""
+_BASE_TOKENS: Final = 16
+_TOKENS_PER_S: Final = 15
+"""A tentative pass writes at most so many tokens, and so many more for each second that is not
+final: twice as many as a window of 30 s may have. A loop would go on for seconds."""
 
 _UNSURE_S: Final = 1.6
 """A word so close to the end of the sound is not final: what follows may change it."""
@@ -215,8 +218,7 @@ class LiveDecoder:
 
     def _count_unheard(self) -> int:
         """Return the samples of speech that were in no pass."""
-        starts = self._find_speech(_SPEECH)
-        return int(np.count_nonzero(starts >= self._heard)) * FRAME_SAMPLES
+        return int(np.count_nonzero(self._find_speech(_SPEECH) >= self._heard)) * FRAME_SAMPLES
 
     def _is_heard(self) -> bool:
         """Return whether the last pass that gave a text, or none, had all speech."""
@@ -244,28 +246,24 @@ class LiveDecoder:
         known = self._encode_known()
         room = decoder.max_prompt_tokens - len(known)
         new_s = self.end / SAMPLE_RATE - max(self._begin_s, self._agreement.end_s)
+        limit = None if is_over else _BASE_TOKENS + round(_TOKENS_PER_S * new_s)
         [result] = decoder.decode(
             audio,
             [self._encode_prompt()[-room:] if room > 0 else []],
             start_frames=[self._buffer.start // 160],
             known=known,
-            max_tokens=None if is_over else _MIN_TOKENS + round(_TOKENS_PER_S * new_s),
+            max_tokens=limit,
         )
-        settings = self._settings
-        if (
-            settings.no_speech_threshold is not None
-            and settings.logprob_threshold is not None
-            and result.no_speech_prob > settings.no_speech_threshold
-            and result.avg_logprob <= settings.logprob_threshold
-        ):
+        if is_silence(result, self._settings):
             self._well_heard = self.end
             return []
         words = self._align(known, result.tokens, audio, frames)
         inside = [word for word in self._known if self._is_inside(word)]
         repeats = min(len(words), count_repeats([*inside, *words]))
-        ratio = settings.compression_ratio_threshold
+        ratio = self._settings.compression_ratio_threshold
         if not repeats and (ratio is None or result.compression_ratio <= ratio):
-            self._well_heard = self.end
+            if len(result.tokens) != limit:  # otherwise its end is missing
+                self._well_heard = self.end
             return words
         # The text of the pass before is better than a loop, if that heard nearly as much.
         is_near = self._agreement.tail and self.end - self._well_heard < _NEARLY_SAMPLES

@@ -23,6 +23,7 @@ from fastwhisper.transcribing.words import (
     skip_leading_silence,
 )
 from fastwhisper.values import Segment, Transcription
+from fastwhisper.whisper.decoding import is_silence
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -252,7 +253,7 @@ class AudioWindows:
         self, bounds: WindowBounds, audio: Sequence[KeyValues], result: DecodedWindow
     ) -> list[Segment]:
         """Return the segments of a window, and move `_seek`."""
-        if self._is_silence(result):
+        if is_silence(result, self._settings):
             self._seek += bounds.frames
             return []
 
@@ -265,18 +266,6 @@ class AudioWindows:
         segments = [self._build_segment(draft, bounds, result) for draft in drafts]
         self._prompt.add(segments, result.temperature)
         return segments
-
-    def _is_silence(self, result: DecodedWindow) -> bool:
-        """Return whether nobody speaks in a window."""
-        settings = self._settings
-        if settings.no_speech_threshold is None:
-            return False
-        if (
-            settings.logprob_threshold is not None
-            and result.avg_logprob > settings.logprob_threshold
-        ):
-            return False  # the text is certain, whatever the probability of no speech
-        return result.no_speech_prob > settings.no_speech_threshold
 
     def _ends_with_speech(self, tokens: list[int]) -> bool:
         """Return whether speech may go on after the last token: it is not a lone timestamp."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fastwhisper.whisper.options import DecodeSettings
     from fastwhisper.whisper.tokenizer import Tokenizer
 
-__all__ = ["DecodedWindow", "Decoder", "detect_language"]
+__all__ = ["DecodedWindow", "Decoder", "detect_language", "is_silence"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +263,14 @@ class Decoder:
         room = min(half, self._model.dims.n_text_ctx - len(start)) - 1
         before = [self._tokenizer.sot_prev, *prompt[-room:]] if prompt and room > 0 else []
         return len(before), [*before, *start]
+
+
+def is_silence(decoded: DecodedWindow, settings: DecodeSettings) -> bool:
+    """Return whether nobody speaks in a window, as its result and the thresholds say."""
+    threshold, least = settings.no_speech_threshold, settings.logprob_threshold
+    # A certain text is speech, whatever the probability of no speech.
+    is_certain = least is not None and decoded.avg_logprob > least
+    return threshold is not None and decoded.no_speech_prob > threshold and not is_certain
 
 
 def _needs_fallback(decoded: DecodedWindow, settings: DecodeSettings) -> bool:

@@ -257,17 +257,43 @@ def test_an_interrupt_stops_a_job_though_it_may_not_end_a_wait() -> None:
         "from fastwhisper.engine import threads\n"
         "signal.siginterrupt(signal.SIGINT, False)\n"
         "main = threading.main_thread().ident\n"
+        "stopped = []\n"
         "def work():\n"
         "    signal.pthread_kill(main, signal.SIGINT)\n"
-        "    while True:\n"
-        "        threads.check()\n"
-        "for _ in range(5):\n"
+        "    try:\n"
+        "        while True:\n"
+        "            threads.check()\n"
+        "    finally:\n"
+        "        stopped.append(1)\n"
+        "for _ in range(3):\n"
         "    try:\n"
         "        threads.run_blocking(work, threads.Lane.READ)\n"
         "    except KeyboardInterrupt:\n"
-        "        print('interrupted')\n",
+        "        print(len(stopped))\n",
     )
-    assert done.stdout.split() == ["interrupted"] * 5
+    assert done.stdout.split() == ["1", "2", "3"]
+
+
+def test_an_interrupt_ends_a_process_that_waits_for_a_job_at_its_end() -> None:
+    """The same there: the job never ends."""
+    run_python(
+        "-c",
+        "import signal, threading, time\n"
+        "from fastwhisper.engine import threads\n"
+        "signal.siginterrupt(signal.SIGINT, False)\n"
+        "main = threading.main_thread().ident\n"
+        "begun = threading.Event()\n"
+        "def work():\n"
+        "    begun.set()\n"
+        "    while not threads._leaving:\n"
+        "        time.sleep(0.01)\n"
+        "    time.sleep(0.5)\n"
+        "    signal.pthread_kill(main, signal.SIGINT)\n"
+        "    time.sleep(3600)\n"
+        "threads.submit(work, threads.Lane.READ)\n"
+        "begun.wait()\n",
+        status=130,
+    )
 
 
 def test_a_job_may_be_stopped_twice() -> None:
