@@ -249,17 +249,29 @@ def test_refuses_work_in_a_process_forked_from_a_used_one(monkeypatch: pytest.Mo
         threads.submit(lambda: None, Lane.READ)
 
 
+# As CUDA's compiler leaves SIGINT's handler. An interrupt comes when the main thread waits.
+INTERRUPT = """
+import signal, sys, threading, time
+from fastwhisper.engine import threads
+
+signal.siginterrupt(signal.SIGINT, False)
+main = threading.main_thread().ident
+
+def interrupt():
+    while sys._current_frames()[main].f_code.co_name != "wait":
+        time.sleep(0.001)
+    signal.pthread_kill(main, signal.SIGINT)
+
+"""
+
+
 def test_an_interrupt_stops_a_job_though_it_may_not_end_a_wait() -> None:
     """CUDA's compiler sets SA_RESTART for SIGINT: a wait without a timeout would go on."""
     done = run_python(
         "-c",
-        "import signal, threading\n"
-        "from fastwhisper.engine import threads\n"
-        "signal.siginterrupt(signal.SIGINT, False)\n"
-        "main = threading.main_thread().ident\n"
-        "stopped = []\n"
+        INTERRUPT + "stopped = []\n"
         "def work():\n"
-        "    signal.pthread_kill(main, signal.SIGINT)\n"
+        "    interrupt()\n"
         "    try:\n"
         "        while True:\n"
         "            threads.check()\n"
@@ -278,18 +290,13 @@ def test_an_interrupt_ends_a_process_that_waits_for_a_job_at_its_end() -> None:
     """The same there: the job never ends."""
     run_python(
         "-c",
-        "import signal, threading, time\n"
-        "from fastwhisper.engine import threads\n"
-        "signal.siginterrupt(signal.SIGINT, False)\n"
-        "main = threading.main_thread().ident\n"
-        "begun = threading.Event()\n"
+        INTERRUPT + "begun = threading.Event()\n"
         "def work():\n"
         "    begun.set()\n"
         "    while not threads._leaving:\n"
         "        time.sleep(0.01)\n"
-        "    time.sleep(0.5)\n"
-        "    signal.pthread_kill(main, signal.SIGINT)\n"
-        "    time.sleep(3600)\n"
+        "    interrupt()\n"
+        "    threading.Event().wait()\n"
         "threads.submit(work, threads.Lane.READ)\n"
         "begun.wait()\n",
         status=130,
