@@ -524,11 +524,13 @@ async def test_a_thousand_borrowers_of_three_models(
     served = [0, 0, 0]
     killed = 0
     highest: list[int] = []
+    transcribing = anyio.Lock()  # what a transcription takes must not be counted: 22 MB on a GPU
     real = LoadTask._compute
 
     async def compute(task: LoadTask, checkpoint: Any) -> None:
         await real(task, checkpoint)
-        highest.append(mx.get_active_memory() - before)
+        async with transcribing:
+            highest.append(mx.get_active_memory() - before)
 
     monkeypatch.setattr(LoadTask, "_compute", compute)
 
@@ -538,7 +540,8 @@ async def test_a_thousand_borrowers_of_three_models(
             async with pool.session(models[number]) as session:
                 assert count_bytes(pool) <= 2 * size
                 if served[number] % 25 == 0:
-                    assert await say(session) == expected[number]
+                    async with transcribing:
+                        assert await say(session) == expected[number]
                 served[number] += 1
         killed += scope.cancelled_caught
 
@@ -553,6 +556,6 @@ async def test_a_thousand_borrowers_of_three_models(
                 await anyio.lowlevel.checkpoint()
     assert sum(served) + killed == 1000
     assert min(served) > 0
-    assert max(highest) < 2.9 * size  # what a transcription takes comes on top
+    assert max(highest) < 2.5 * size  # a CPU reads whole huge pages
     assert len(opens) < 200
     assert mx.get_active_memory() <= before + 1024  # a GPU keeps a few scalars
