@@ -183,11 +183,11 @@ def package(session: nox.Session) -> None:
 
 @nox.session
 def gpu(session: nox.Session) -> None:
-    """Run the fast tests on an NVIDIA GPU: 2 minutes in 12 processes.
+    """Run all tests, fast and slow, on an NVIDIA GPU: 3 minutes in 12 processes.
 
     Kernels that the machine never compiled take up to 90 s each: the first run takes 10 minutes.
     """
-    options = session.posargs or ("-m", "not slow", "-n", "12")
+    options = session.posargs or ("-n", "12")
     # pytest-benchmark, of the group `bench`, warns of processes side by side: here an error.
     session.run("pytest", *options, "--timeout=600", "-p", "no:benchmark", env=ONE_THREAD)
 

@@ -205,6 +205,7 @@ class Alarm:
         monkeypatch.setattr(threads, "check", check)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["samples", "path"])
 async def test_cancelled_anywhere_nothing_is_lost(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str

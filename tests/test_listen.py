@@ -88,6 +88,7 @@ async def keep(stream: AsyncIterable[LiveText], found: list[LiveText]) -> None:
         found.append(text)  # noqa: PERF401
 
 
+@pytest.mark.slow
 async def test_floats_and_bytes_say_the_same(tiny_en_ct2: Path, sound: np.ndarray) -> None:
     """Also where a sample is split between two chunks, and where a chunk is empty."""
     data = (sound * 32767).astype("<i2").tobytes()

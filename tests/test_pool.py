@@ -539,7 +539,7 @@ async def test_a_thousand_borrowers_of_three_models(
         with anyio.move_on_after(patience_s) as scope:
             async with pool.session(models[number]) as session:
                 assert count_bytes(pool) <= 2 * size
-                if served[number] % 25 == 0:
+                if served[number] % 50 == 0:
                     async with transcribing:
                         assert await say(session) == expected[number]
                 served[number] += 1

@@ -162,6 +162,7 @@ BEST: dict[str, Any] = {"temperature": 0.9, "seed": 3, "best_of": 2}
 LADDER: dict[str, Any] = {"temperature": (0.0, 0.5, 1.0), "logprob_threshold": -1.4, "seed": 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [COLD, HOT, BEST, LADDER], ids=str)
 def test_windows_text_depends_on_no_other(
     model: Whisper, encoded: list[list[WindowRef]], options: dict[str, Any]

@@ -172,6 +172,7 @@ def test_what_is_known_is_not_decoded_again(model: Whisper) -> None:
         assert [*known, *rest.tokens] == whole.tokens
 
 
+@pytest.mark.slow
 def test_a_tentative_pass_does_not_write_on_and_on(model: Whisper) -> None:
     """A text that never ends is cut by its sound. The last pass hears it again, to its end."""
     end = read_tokenizer(model.dims.n_vocab, language="en", task="transcribe").eot
@@ -209,6 +210,7 @@ def test_recorded_speech_becomes_its_text(model: Whisper) -> None:
     assert 3 <= decoder.passes <= 10
 
 
+@pytest.mark.slow
 def test_times_count_from_the_first_sample(model: Whisper) -> None:
     """A long silence before speech moves the times and costs no pass."""
     decoder = make_decoder(model)
@@ -219,6 +221,7 @@ def test_times_count_from_the_first_sample(model: Whisper) -> None:
     assert first.start_s == pytest.approx(65.0, abs=0.6)
 
 
+@pytest.mark.slow
 def test_a_pause_makes_everything_final(model: Whisper) -> None:
     """Nothing stays tentative, and the silence after it costs no more passes."""
     decoder = make_decoder(model)
