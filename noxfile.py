@@ -44,9 +44,6 @@ STUBS = ["mlx.nn", "mlx.utils"]
 FAST = ("-m", "not slow", "-n", "2", "-p", "no:benchmark")
 SLOW = ("-m", "slow", "-n", "2", "-p", "no:benchmark")
 """Both sets in two processes. pytest-benchmark would warn of them, which is an error here."""
-COVERAGE = ("--cov", "--cov-report=term:skip-covered")
-covered: list[str] = []
-"""The sessions of this run whose coverage was measured."""
 
 
 @nox.session
@@ -68,21 +65,18 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests that are not slow: 3 minutes on 2 cores. Arguments after -- go to pytest."""
-    if session.posargs:
-        session.run("pytest", *FAST, *session.posargs, env=ONE_THREAD)
-        return
-    session.run("pytest", *FAST, *COVERAGE, "--cov-fail-under=0", env=ONE_THREAD)
-    covered.append("tests")
+    """Run the tests that are not slow, and check their coverage: 5 minutes on 2 cores.
+
+    Arguments after -- go to pytest. Coverage is then not measured: they may choose a few tests.
+    """
+    coverage = [] if session.posargs else ["--cov", "--cov-report=term:skip-covered"]
+    session.run("pytest", *FAST, *coverage, *session.posargs, env=ONE_THREAD)
 
 
 @nox.session
 def slow(session: nox.Session) -> None:
-    """Run the slow tests: 5 minutes. After `tests` in one run, check the coverage of both."""
-    if session.posargs or not covered:
-        session.run("pytest", *SLOW, *session.posargs, env=ONE_THREAD)
-        return
-    session.run("pytest", *SLOW, *COVERAGE, "--cov-append", env=ONE_THREAD)
+    """Run the slow tests: 7 minutes. Arguments after -- go to pytest."""
+    session.run("pytest", *SLOW, *session.posargs, env=ONE_THREAD)
 
 
 def installed_extras() -> list[str]:
